@@ -1,0 +1,64 @@
+"""One tree of errors, each with its exit code: what a user can meet, and what to do about it.
+
+==== ====================================================================
+exit meaning
+==== ====================================================================
+0    done
+1    a requested check failed (``pnc eval --fail-under ...``)
+2    usage: an unknown option, a missing argument, an output that exists
+3    bad input: a file that is corrupt, unreadable, or not what it should be
+4    incompatible: source, target, patch or labels do not fit together
+70   a fault of pnc itself
+130  interrupted
+==== ====================================================================
+"""
+
+from __future__ import annotations
+
+INTERRUPTED = 130
+INTERNAL = 70
+
+
+class PncError(Exception):
+    """A refusal.  ``message`` says what was expected and found; ``hint`` the next step."""
+
+    exit_code = INTERNAL
+    code = "internal"
+    reported = False
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class CheckFailed(PncError):
+    """A check that was asked for did not hold."""
+
+    exit_code = 1
+    code = "check_failed"
+
+    def __init__(self, message: str, hint: str | None = None, *, reported: bool = False) -> None:
+        super().__init__(message, hint)
+        self.reported = reported  # the JSON object, with the figures, is on stdout already
+
+
+class UsageError(PncError):
+    """The command was given something it cannot work with."""
+
+    exit_code = 2
+    code = "usage"
+
+
+class BadInput(PncError):
+    """A file or folder that is missing, corrupt, or not what it should be."""
+
+    exit_code = 3
+    code = "bad_input"
+
+
+class Incompatible(PncError):
+    """Source, target, patch, positions or labels that do not fit together."""
+
+    exit_code = 4
+    code = "incompatible"

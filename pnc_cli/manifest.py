@@ -1,0 +1,264 @@
+"""The patch manifest: the JSON document that says all there is to know of a clone.
+
+The types below are the schema (``pnc info --schema`` prints it as JSON Schema).  Reading is strict: a newer
+version, an unknown field or a wrong type is refused.  Writing is canonical: sorted keys, two
+spaces, a final newline, no NaN, and no time, host or path, so equal clones have equal manifests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .errors import BadInput
+
+CLONE_SCHEMA = "pnc.clone/1"
+PATCHED_SCHEMA = "pnc.patched/1"
+PLAN_SCHEMA = "pnc.plan/1"
+
+CLONE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    pass
+
+
+class Preprocessing(_Strict):
+    """How an image becomes a network's input; the names are timm's."""
+
+    input_size: tuple[int, int, int]  # channels, height, width
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: list[float]
+    std: list[float]
+
+
+class NetworkRef(_Strict):
+    """A timm classifier: enough to rebuild it and to recognise its weights."""
+
+    architecture: str  # a plain name of timm's registry
+    model_args: dict[str, Any]
+    num_classes: Natural
+    label_names: list[Label]
+    preprocessing: Preprocessing
+    file_sha256: Sha256
+    tensors_sha256: Sha256  # see checkpoint.digest.combined_sha256
+
+
+class Features(_Strict):
+    """The features at a position, for one image."""
+
+    position: str
+    kind: Literal["NCHW", "NHWC", "NLC", "NC"]
+    shape: list[Natural]
+    grid: tuple[int, int]
+    prefix: Natural  # class and register tokens in front of the grid
+
+
+class Kept(_Strict):
+    """The indices of a source tensor's ``axis`` that were copied, in their order."""
+
+    axis: Natural
+    indices: list[Natural]
+
+
+class ModuleTensor(_Strict):
+    """Tensor ``module.<name>`` is the source's ``<name>``, sliced by ``kept`` (all if empty)."""
+
+    kept: list[Kept]
+
+
+class CloneClass(_Strict):
+    name: Label  # the label in the patched checkpoint
+    source_name: Label
+    source_index: Natural  # the class's index in the source
+    position: Natural  # the class's place among this clone's logits
+
+
+class Adapter(_Strict):
+    """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution."""
+
+    kind: Literal["conv"]
+    kernel: Natural
+    parameters: Natural
+
+
+class Join(_Strict):
+    """Branch features -> logits of the clone classes, comparable with the target's.
+
+    ``gaussian-gate``: old or new is told by Gaussians, one a class, with one shrunk covariance,
+    on the pre-logits of target and branch.  ``one-sided-gate``: the same without images of
+    original classes.  See ``pnc_cli.method.join``.
+    """
+
+    kind: Literal["gaussian-gate", "one-sided-gate"]
+    target_features: Natural
+    branch_features: Natural
+    parameters: Natural
+
+
+class Method(_Strict):
+    """What made the clone: with the same inputs and versions, the same bytes."""
+
+    seed: int
+    epochs: Natural
+    share: float  # of the module's channels kept
+    images_per_class: dict[Label, Natural]
+    original_images: Natural
+
+
+class Measured(_Strict):
+    """Figures at cloning time, on training images held out from every fit; shares 0 to 1."""
+
+    images: Natural
+    branch_accuracy: float | None  # the branch alone among the clone classes
+    source_accuracy: float | None  # the whole source, likewise
+    original_accuracy: float | None
+    clone_accuracy: float | None
+    joint_accuracy: float | None
+    locality: float | None
+
+
+class Cost(_Strict):
+    """What the clone adds to the target, per image where that applies."""
+
+    parameters: Natural
+    macs: Natural
+    target_parameters: Natural
+    target_macs: Natural
+    bytes: Natural
+
+
+class Manifest(_Strict):
+    """The patch manifest of one clone."""
+
+    schema: Literal["pnc.clone/1"]
+    name: Annotated[str, msgspec.Meta(pattern=CLONE_NAME)]
+    versions: dict[str, str]
+    source: NetworkRef
+    target: NetworkRef
+    tap: Features
+    cut: Features
+    classes: list[CloneClass]
+    target_tensors: dict[str, str]  # what the target's tensors must be: dtype, shape, digest
+    module: dict[str, ModuleTensor]
+    columns: list[Natural]  # of the module's logits, one a clone class
+    adapter: Adapter
+    join: Join
+    method: Method
+    measured: Measured
+    cost: Cost
+    tensors_sha256: Sha256
+
+    @property
+    def labels(self) -> list[str]:
+        return [c.name for c in self.classes]
+
+    def renamed(self, names: dict[str, str]) -> Manifest:
+        """The same clone under other labels (``names``: old to new)."""
+        classes = [msgspec.structs.replace(c, name=names.get(c.name, c.name)) for c in self.classes]
+        return msgspec.structs.replace(self, classes=classes)
+
+
+class Patched(_Strict):
+    """The manifest of a patched checkpoint."""
+
+    schema: Literal["pnc.patched/1"]
+    target_sha256: Sha256  # the whole target file; its header is in the metadata verbatim
+    clones: list[Manifest]
+
+
+class Candidate(_Strict):
+    """One (tap, cut, share) of a search, with what it gives and what it costs."""
+
+    tap: str
+    cut: str
+    share: float
+    score: float
+    branch_accuracy: float | None
+    joint_accuracy: float | None
+    average_accuracy: float | None
+    locality: float | None
+    fit: float  # share of the cut features' variance that the adapter explains
+    parameters: Natural
+    macs: Natural
+
+
+class Plan(_Strict):
+    """What ``pnc search`` found; ``pnc clone --plan`` takes the chosen candidate from it."""
+
+    schema: Literal["pnc.plan/1"]
+    source_sha256: Sha256
+    target_sha256: Sha256
+    classes: list[Label]
+    data: Literal["images", "generated"]
+    images: Natural
+    original_images: Natural
+    target_macs: Natural
+    target_parameters: Natural
+    seed: int
+    chosen: Natural  # index into candidates
+    candidates: list[Candidate]
+
+
+def to_plain(document: Any) -> Any:
+    """A document as plain dictionaries and lists."""
+    return msgspec.to_builtins(document)
+
+
+def canonical_json(document: Any) -> bytes:
+    """Canonical bytes of a manifest, plan or plain JSON value."""
+    text = json.dumps(
+        to_plain(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8") + b"\n"
+
+
+def parse(text: str | bytes, kind: type[msgspec.Struct], where: str):
+    """Strictly decodes a ``kind`` (Manifest, Patched, Plan) from JSON.
+
+    Raises ``BadInput`` naming ``where``, and the field, or the version when that is the trouble.
+    """
+    wanted = {Manifest: CLONE_SCHEMA, Patched: PATCHED_SCHEMA, Plan: PLAN_SCHEMA}[kind]
+    try:
+        head = msgspec.json.decode(text)
+        found = head.get("schema") if isinstance(head, dict) else None
+        if found != wanted:
+            family, _, version = str(found).partition("/")
+            newer = family == wanted.partition("/")[0] and version.isdigit()
+            raise BadInput(
+                f"{where}: manifest is '{found}', this pnc reads '{wanted}'",
+                hint="upgrade pnc: pip install -U pnc-cli" if newer else None,
+            )
+        document = msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise BadInput(f"{where}: manifest does not follow '{wanted}': {e}") from None
+    for manifest in getattr(document, "clones", [document] if kind is Manifest else []):
+        _check(manifest, where)
+    if kind is Plan and document.chosen >= len(document.candidates):
+        raise BadInput(f"{where}: chosen candidate {document.chosen} is not in the list")
+    return document
+
+
+def _check(m: Manifest, where: str) -> None:
+    """What the types cannot say."""
+    n = len(m.classes)
+    if n == 0 or [c.position for c in m.classes] != list(range(n)) or len(m.columns) != n:
+        raise BadInput(f"{where}: clone '{m.name}': classes and columns do not match")
+    if len(set(m.labels)) != n:
+        raise BadInput(f"{where}: clone '{m.name}': a label stands twice")
+    for ref in (m.source, m.target):
+        if not re.fullmatch(r"[A-Za-z0-9_]+", ref.architecture):
+            raise BadInput(f"{where}: architecture {ref.architecture!r} is not a plain timm name")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of all documents that pnc writes to disk."""
+    return msgspec.json.schema(Manifest | Patched | Plan)
