@@ -1,0 +1,216 @@
+"""Labelled images from whatever timm's dataset factory reads.
+
+A data source is a folder or tar with one sub-folder a class, or ``hfds/…``, ``wds/…``,
+``torch/…``.  Images become uint8 tensors by timm's own evaluation transforms, one per network
+that looks at them; :func:`normalize` finishes the job on a batch, bit for bit as timm would.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+from PIL import Image
+from timm.data import create_dataset, create_transform
+from torch import Tensor
+
+from .errors import BadInput, Incompatible
+from .manifest import Preprocessing
+
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images of a data source by class; nothing is decoded yet."""
+
+    name: str
+    by_class: dict[str, list[int]]
+    _dataset: object
+
+    def read(self, index: int) -> tuple[str, bytes | Image.Image]:
+        """File name and undecoded bytes of an image (some datasets hand out decoded ones)."""
+        reader = getattr(self._dataset, "reader", None)
+        if reader is None:
+            return f"{self.name}[{index}]", self._dataset[index][0]
+        item = reader[index][0]
+        if isinstance(item, Image.Image):
+            return f"{self.name}[{index}]", item
+        with item:
+            data = item.read()
+        return f"{self.name}:{_file_name(reader, index)}", data
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images as uint8 tensors (N, C, H, W), one per view, and their labels."""
+
+    views: list[Tensor]
+    labels: list[str]
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def open_images(source: str) -> ImageSource:
+    """Lists the images of a data source.  Raises ``BadInput`` where there are none."""
+    plain = not source.startswith(("hfds/", "wds/", "tfds/", "torch/", "hfids/"))
+    path = Path(source)
+    if plain and not path.exists():
+        raise BadInput(
+            f"{source}: no such folder or tar",
+            hint="--data names a folder or .tar with one sub-folder a class",
+        )
+    if plain and path.is_file() and path.suffix != ".tar":
+        raise BadInput(f"{source}: is not a folder or a .tar", hint="compressed tars: unpack them")
+    try:
+        dataset = create_dataset("" if plain else source, root=source if plain else None)
+        by_class = _by_class(dataset)
+    except Exception as e:  # readers of many kinds, each with its own errors
+        raise BadInput(
+            f"{source}: no labelled images could be read: {e}",
+            hint="expected one sub-folder a class: DATA/cat/1.jpg, DATA/dog/2.jpg, …",
+        ) from e
+    if not by_class:
+        raise BadInput(f"{source}: no images found",
+                       hint="expected one sub-folder a class: DATA/cat/1.jpg, …")  # fmt: skip
+    return ImageSource(source, by_class, dataset)
+
+
+def choose(
+    source: ImageSource, labels: Sequence[str], limit: int | None, seed: int
+) -> dict[str, list[int]]:
+    """Images of each label that the source has, at most ``limit`` each, drawn by ``seed``."""
+    chosen = {}
+    for label in labels:
+        if indices := list(source.by_class.get(label, ())):
+            random.Random(f"{seed}:{label}").shuffle(indices)
+            chosen[label] = indices[:limit]
+    return chosen
+
+
+def load_images(
+    source: ImageSource,
+    chosen: dict[str, list[int]],
+    views: Sequence[Preprocessing],
+    *,
+    skip_bad: bool = False,
+    progress: Progress = no_progress,
+) -> Images:
+    """Decodes images, in the order chosen, into one uint8 tensor a view.
+
+    Equal views share one tensor.  Raises ``BadInput`` naming an image that does not decode,
+    unless ``skip_bad``.
+    """
+    distinct = list(dict.fromkeys(_key(v) for v in views))
+    transforms = [_transform(next(v for v in views if _key(v) == k)) for k in distinct]
+
+    def decode(item: tuple[str, bytes | Image.Image]) -> list[Tensor] | Exception:
+        name, data = item
+        try:
+            image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+            return [t(image) for t in transforms]
+        except Exception as e:  # Pillow's decoders raise nearly anything on broken files
+            return BadInput(
+                f"{name}: does not decode as an image: {e}",
+                hint="remove it, or give --skip-bad to go on without it",
+            )
+
+    wanted = [(label, i) for label, indices in chosen.items() for i in indices]
+    stacks: list[list[Tensor]] = [[] for _ in distinct]
+    labels, skipped = [], 0
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(wanted), 256):
+            progress("reading images", start, len(wanted))
+            part = wanted[start : start + 256]
+            items = [source.read(i) for _, i in part]
+            for (label, _), result in zip(part, pool.map(decode, items)):
+                if isinstance(result, Exception):
+                    if not skip_bad:
+                        raise result
+                    skipped += 1
+                    continue
+                labels.append(label)
+                for stack, tensor in zip(stacks, result):
+                    stack.append(tensor)
+    progress("reading images", len(wanted), len(wanted))
+    if not labels:
+        raise BadInput(f"{source.name}: no image could be read",
+                       hint="are the folder names the classes' labels?")  # fmt: skip
+    tensors = [torch.stack(s) for s in stacks]
+    return Images([tensors[distinct.index(_key(v))] for v in views], labels, skipped)
+
+
+def normalize(images: Tensor, how: Preprocessing) -> Tensor:
+    """uint8 (B, C, H, W) -> the network's input, with the very operations timm's transform uses."""
+    mean = torch.tensor(how.mean, device=images.device)[:, None, None]
+    std = torch.tensor(how.std, device=images.device)[:, None, None]
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def framed_like(view: Preprocessing, frame: Preprocessing) -> Preprocessing:
+    """``view`` cut out of the image as ``frame`` is: two networks then look at the same thing."""
+    if view.input_size[1:] == frame.input_size[1:] and view.input_size[0] == frame.input_size[0]:
+        # same size: the very same pixels, so that only the normalisation differs
+        return replace(frame, mean=view.mean, std=view.std)
+    return replace(view, crop_pct=frame.crop_pct, crop_mode=frame.crop_mode)
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _key(v: Preprocessing) -> tuple:
+    return tuple(v.input_size), v.interpolation, v.crop_pct, v.crop_mode
+
+
+def _transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    channels = how.input_size[0]
+    if channels not in (1, 3):
+        raise Incompatible(f"images have 1 or 3 channels, this network reads {channels}")
+    transform = create_transform(
+        tuple(how.input_size), is_training=False, interpolation=how.interpolation,
+        crop_pct=how.crop_pct, crop_mode=how.crop_mode, normalize=False,
+    )  # fmt: skip
+    mode = "RGB" if channels == 3 else "L"
+    return lambda image: transform(image.convert(mode))
+
+
+def _by_class(dataset: object) -> dict[str, list[int]]:
+    """Class name -> indices, in the dataset's own order."""
+    reader = getattr(dataset, "reader", dataset)
+    names = next((n for key in ("class_to_idx", "class_name_to_idx") if (n := getattr(reader, key, None))), None)
+    if getattr(reader, "targets", None) is not None:  # tars, torchvision
+        targets = [int(t) for t in reader.targets]
+    elif isinstance(getattr(reader, "samples", None), list):  # folders
+        targets = [t for _, t in reader.samples]
+    elif hasattr(reader, "label_key"):  # Hugging Face datasets
+        targets = list(reader.dataset[reader.label_key])
+        names = names or {n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)}
+    else:
+        targets = [int(reader[i][1]) for i in range(len(reader))]
+    by_index = {i: str(name) for name, i in names.items()} if names else {}
+    by_class: dict[str, list[int]] = {}
+    for i, t in enumerate(targets):
+        by_class.setdefault(by_index.get(t, str(t)), []).append(i)
+    by_class.pop("", None)  # images beside the class folders
+    return by_class
+
+
+def _file_name(reader: object, index: int) -> str:
+    try:
+        return reader.filename(index)
+    except Exception:  # not every reader has names
+        return f"[{index}]"

@@ -1,0 +1,270 @@
+"""From a checkpoint file to the timm network in it, built safely and loaded strictly.
+
+Nothing is fetched, unpickled or imported because a file says so: the architecture must be a plain
+name in timm's registry, and every tensor of the file must find its parameter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..checkpoint.digest import TensorDigest, combined_sha256, file_sha256, read_span
+from ..checkpoint.header import Header, TensorEntry
+from ..checkpoint.identity import Identity, resolve_identity
+from ..errors import BadInput, Incompatible, UsageError
+from ..manifest import NetworkRef, Preprocessing
+from ..patch import open_checkpoint
+from .branch import classifier_names
+
+TORCH_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "U16": torch.uint16, "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64,
+    "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+    "F64": torch.float64, "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier of a checkpoint file: frozen, in eval mode, with what describes it."""
+
+    path: Path
+    model: nn.Module
+    ref: NetworkRef
+    digests: dict[str, TensorDigest]
+    classifier: tuple[str, ...]  # the module(s) whose input are the pre-logits
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        return self.ref.preprocessing.input_size
+
+    @property
+    def labels(self) -> list[str]:
+        return self.ref.label_names
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def check_device(name: str) -> torch.device:
+    """The device called ``name``.  Raises ``UsageError`` if this machine has not got it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        first = str(e).splitlines()[0]
+        raise UsageError(f"--device {name}: {first}", hint="--device cpu works everywhere") from None
+    return device
+
+
+def load_network(
+    path: Path,
+    *,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    what: str = "--arch",
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Loads the classifier of a checkpoint; of a patched one, the target in it.
+
+    ``what`` is the flag that names the architecture, for the error that asks for it.
+    Raises ``BadInput`` for a file that is corrupt or does not hold what it says.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.clones:
+        ref = checkpoint.clones[0].manifest.target
+        identity = Identity(
+            architecture=ref.architecture,
+            num_classes=ref.num_classes,
+            model_args=ref.model_args,
+            label_names=tuple(ref.label_names),
+            preprocessing={k: getattr(ref.preprocessing, k) for k in Preprocessing.__struct_fields__},
+            origin="the patch manifest",
+        )
+    else:
+        identity = resolve_identity(
+            path, checkpoint.header, architecture=architecture, model_args=model_args, flag=what
+        )
+    model, identity = _build(path, checkpoint.target, identity)
+    tensors = read_tensors(path, checkpoint.header, checkpoint.target.tensors)
+    _load_strictly(path, model, tensors, identity)
+    digests = checkpoint.target_digests()
+    ref = NetworkRef(
+        architecture=identity.architecture,
+        model_args=identity.model_args,
+        num_classes=identity.num_classes,
+        label_names=list(identity.label_names or map(str, range(identity.num_classes))),
+        preprocessing=Preprocessing(**identity.preprocessing),
+        file_sha256=checkpoint.target_sha256 or file_sha256(path),
+        tensors_sha256=combined_sha256(digests),
+    )
+    return Network(path, model.to(device), ref, digests, classifier_names(model))
+
+
+def build_architecture(ref: NetworkRef) -> nn.Module:
+    """The architecture of ``ref`` with untrained weights, frozen, in eval mode."""
+    model = _create(
+        "the manifest", ref.architecture, ref.num_classes, ref.preprocessing.input_size, ref.model_args
+    )
+    return model.eval().requires_grad_(False)
+
+
+def read_tensors(
+    path: Path, header: Header, entries: Mapping[str, TensorEntry]
+) -> dict[str, Tensor]:
+    """Tensors of a file, by the ``entries`` of its data region."""
+    tensors = {}
+    with open(path, "rb") as f:
+        for name, t in entries.items():
+            if t.dtype not in TORCH_DTYPES:
+                raise BadInput(f"{path}: tensor '{name}': torch has no type for {t.dtype}")
+            data = bytearray().join(read_span(f, header.data_start + t.start, t.size, path))
+            dtype = TORCH_DTYPES[t.dtype]
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.reshape(t.shape)
+    return tensors
+
+
+def _build(path: Path, header: Header, identity: Identity) -> tuple[nn.Module, Identity]:
+    """The model for the tensors in ``header``, and the identity with every blank filled in."""
+    name = identity.architecture
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name[:6]}*")[:5]
+        raise BadInput(
+            f"{path}: timm {timm.__version__} has no architecture '{name}' (from {identity.origin})",
+            hint=f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all",
+        )
+    cfg = get_pretrained_cfg(name, allow_unregistered=True)
+    cfg = cfg.to_dict() if cfg else {}
+    classes = _class_count(path, header, identity, cfg)
+    size = _input_size(header, identity, cfg)
+    _check_shapes(path, header, identity, classes, size)
+    model = _create(str(path), name, classes, size, identity.model_args)
+    pre = resolve_data_config({}, pretrained_cfg={**model.pretrained_cfg, **identity.preprocessing})
+    pre["input_size"] = size
+    for key in ("mean", "std"):
+        values = [float(v) for v in pre[key]]
+        if len(values) != size[0]:
+            values = [sum(values) / len(values)] * size[0]
+        pre[key] = values
+    pre["crop_pct"] = float(pre["crop_pct"])
+    preprocessing = {k: pre[k] for k in Preprocessing.__struct_fields__}
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "num_classes": classes}
+    labels = identity.label_names
+    return model, Identity(
+        architecture=name,
+        num_classes=classes,
+        model_args=identity.model_args,
+        label_names=labels,
+        preprocessing=preprocessing,
+        origin=identity.origin,
+    )
+
+
+def _create(where: str, name: str, classes: int, size: tuple[int, int, int], args: dict) -> nn.Module:
+    if not timm.is_model(name):
+        raise Incompatible(f"timm {timm.__version__} has no architecture '{name}'",
+                           hint="pip install -U timm")  # fmt: skip
+    extra = {"in_chans": size[0]} if size[0] != 3 else {}
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    try:
+        return timm.create_model(
+            name, pretrained=False, num_classes=classes,
+            pretrained_cfg_overlay={"input_size": tuple(size)}, **extra, **args,
+        )  # fmt: skip
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
+        raise BadInput(
+            f"{where}: timm cannot build '{name}' with model_args {args}: {e}",
+            hint="model_args must be arguments of that architecture in timm",
+        ) from e
+
+
+def _class_count(path: Path, header: Header, identity: Identity, cfg: dict) -> int:
+    """Rows of the classifier's weight; the documents must agree with it."""
+    heads = cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    found = None
+    for head in heads:
+        if (weight := header.tensors.get(f"{head}.weight")) is not None and weight.shape:
+            found = weight.shape[0]
+            break
+    stated = {"num_classes": identity.num_classes,
+              "label_names": None if identity.label_names is None else len(identity.label_names)}  # fmt: skip
+    for key, count in stated.items():
+        if found is not None and count is not None and count != found:
+            raise BadInput(
+                f"{path}: classifier '{head}' has {found} classes, but {key} says {count}",
+                hint="correct the document beside the checkpoint",
+            )
+    count = found or stated["num_classes"] or stated["label_names"]
+    if count is None:
+        wanted = ", ".join(f"'{h}.weight'" for h in heads) or "a classifier"
+        raise BadInput(
+            f"{path}: no class count: a {identity.architecture} has its classes in {wanted}, "
+            "which this file has not",
+            hint="is the architecture right? num_classes in the document beside it would do too",
+        )
+    return count
+
+
+def _input_size(header: Header, identity: Identity, cfg: dict) -> tuple[int, int, int]:
+    """(C, H, W): channels from the first convolution, size from the documents or timm's default."""
+    size = list(identity.preprocessing.get("input_size") or cfg.get("input_size") or (3, 224, 224))
+    image = identity.model_args.get("img_size")
+    if image is not None and "input_size" not in identity.preprocessing:
+        size[1:] = [image, image] if isinstance(image, int) else list(image)
+    first = cfg.get("first_conv") or ()
+    for name in (first,) if isinstance(first, str) else tuple(first):
+        weight = header.tensors.get(f"{name}.weight")
+        if weight is not None and len(weight.shape) == 4 and 0 < weight.shape[1] <= 16:
+            size[0] = weight.shape[1]  # more channels mean a space-to-depth stem
+    return tuple(size)
+
+
+def _check_shapes(path, header: Header, identity: Identity, classes: int, size) -> None:
+    """Compares the file with the architecture before memory is spent on it."""
+    try:
+        with torch.device("meta"):
+            model = _create(str(path), identity.architecture, classes, size, identity.model_args)
+    except NotImplementedError:  # some architectures compute while they are built
+        return
+    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    _compare(path, identity, expected, {n: t.shape for n, t in header.tensors.items()})
+
+
+def _load_strictly(path: Path, model: nn.Module, tensors: dict[str, Tensor], identity) -> None:
+    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    _compare(path, identity, expected, {n: tuple(t.shape) for n, t in tensors.items()})
+    model.load_state_dict(tensors, strict=True)
+    model.eval().requires_grad_(False)
+
+
+def _compare(path, identity: Identity, expected: dict, found: dict) -> None:
+    def refuse(what: str) -> BadInput:
+        return BadInput(
+            f"{path}: does not hold a {identity.architecture} (as {identity.origin} says): {what}",
+            hint="check the architecture and its model_args",
+        )
+
+    missing = [n for n in expected if n not in found]
+    unexpected = [n for n in found if n not in expected]
+    if missing or unexpected:
+        parts = [f"{len(names)} tensors {word}, such as '{names[0]}'"
+                 for names, word in ((missing, "missing"), (unexpected, "unexpected")) if names]  # fmt: skip
+        raise refuse("; ".join(parts))
+    for n, shape in expected.items():
+        if tuple(found[n]) != shape:
+            raise refuse(f"tensor '{n}' has shape {list(found[n])}, expected {list(shape)}")
+

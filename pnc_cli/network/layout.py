@@ -1,0 +1,95 @@
+"""How the features at a position are laid out, and one canonical form for all of them.
+
+Vision networks keep their features as channel-first maps (NCHW), channel-last maps (NHWC),
+token sequences (NLC, with or without class and register tokens in front) or plain vectors (NC).
+The method works on one form only: a channel-first map and a list of prefix tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of the features of one image.
+
+    ``shape`` is the feature shape without the batch axis; ``prefix`` counts the class and
+    register tokens in front of a token grid of ``grid`` = (height, width) cells.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    grid: tuple[int, int]
+    prefix: int = 0
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if self.kind in ("NCHW", "NC") else self.shape[-1]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def to_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, *shape) -> map (B, C, H, W) and prefix tokens (B, P, C) or None."""
+        h, w = self.grid
+        if self.kind == "NCHW":
+            return x, None
+        if self.kind == "NHWC":
+            return x.permute(0, 3, 1, 2), None
+        if self.kind == "NC":
+            return x[:, :, None, None], None
+        tokens = x[:, self.prefix :]
+        grid = tokens.transpose(1, 2).reshape(x.shape[0], self.channels, h, w)
+        return grid, x[:, : self.prefix] if self.prefix else None
+
+    def from_map(self, grid: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """The inverse of :meth:`to_map`."""
+        if self.kind == "NCHW":
+            return grid
+        if self.kind == "NHWC":
+            return grid.permute(0, 2, 3, 1).contiguous()
+        if self.kind == "NC":
+            return grid.flatten(1)
+        tokens = grid.flatten(2).transpose(1, 2)
+        if prefix is None:
+            return tokens.contiguous()
+        return torch.cat([prefix, tokens], dim=1)
+
+
+def token_grid(length: int, prefix_hint: int, aspect: float) -> tuple[int, tuple[int, int]] | None:
+    """Splits ``length`` tokens into prefix tokens and a grid of the image's aspect ratio (w / h).
+
+    The network's own prefix count is tried after "none" and before small guesses.
+    Returns (prefix, (height, width)), or None when no split fits.
+    """
+    for prefix in dict.fromkeys([0, prefix_hint, 1, 2, 5, 4, 3]):
+        cells = length - prefix
+        if cells < 1:
+            continue
+        h = round(math.sqrt(cells / aspect))
+        if h and cells % h == 0 and abs(cells // h - h * aspect) < 1:
+            return prefix, (h, cells // h)
+    return None
+
+
+def map_kind(shape: tuple[int, int, int], consumer_hint: str | None) -> Kind:
+    """Channel-first or channel-last, for a 4-D feature of per-image ``shape``.
+
+    The layer that reads the feature knows best (``consumer_hint``); without one, the two equal
+    axes of a square map are the spatial ones.
+    """
+    if consumer_hint == "first":
+        return "NCHW"
+    if consumer_hint == "last":
+        return "NHWC"
+    a, b, c = shape
+    return "NHWC" if a == b != c else "NCHW"
