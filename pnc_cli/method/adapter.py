@@ -1,0 +1,133 @@
+"""Fitting adapters in closed form: ridge regression from tap features to cut features.
+
+It needs one forward pass of each network for a whole grid of (tap, cut) pairs.  A k x k
+convolution is a regression from k x k patches; with k = 3 the closed form is nearly as good as
+what distillation reaches from there (examples/benchmark/NOTES.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import batches
+from ..manifest import Preprocessing
+from ..network.layout import Layout
+from ..network.adapter import Adapter, resample, summary
+
+
+@dataclass
+class Regression:
+    """Sums for a least-squares affine map from rows x (d) to rows y (c), in float64."""
+
+    xx: Tensor  # (d + 1, d + 1)
+    xy: Tensor  # (d + 1, c)
+    yy: Tensor  # (c,)
+    rows: int
+
+    @classmethod
+    def empty(cls, d: int, c: int) -> Regression:
+        new = lambda *s: torch.zeros(*s, dtype=torch.float64)  # noqa: E731
+        return cls(new(d + 1, d + 1), new(d + 1, c), new(c), 0)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds rows x (n, d) and y (n, c)."""
+        x = F.pad(x, (0, 1), value=1.0)
+        self.xx += (x.T @ x).double().cpu()
+        self.xy += (x.T @ y).double().cpu()
+        self.yy += y.square().sum(0).double().cpu()
+        self.rows += len(x)
+
+    def solve(self, strength: float) -> tuple[Tensor, Tensor]:
+        """Ridge solution: weight (c, d) and bias (c,); the bias is not shrunk.
+
+        ``strength`` is relative to the mean variance of x, so it means the same at any scale.
+        """
+        d = len(self.xx) - 1
+        mean = self.xx[:d, d] / self.rows
+        variance = (self.xx.diagonal()[:d] / self.rows - mean.square()).clamp(min=0).mean()
+        penalty = torch.full((d + 1,), float(strength * self.rows * variance) + 1e-9)
+        penalty[d] = 0.0
+        solution = torch.linalg.solve(self.xx + torch.diag(penalty.double()), self.xy)
+        return solution[:d].T.float().contiguous(), solution[d].float().contiguous()
+
+
+WIDE = 1200  # most inputs of a k x k regression; wider taps are read by a 1 x 1 convolution
+
+
+def kernel_for(tap: Layout, cut: Layout, wanted: int = 3) -> int:
+    """The kernel size that a pair of positions deserves: ``wanted`` where neighbours exist and
+    the regression stays small, else 1."""
+    neighbours = min(cut.grid) > 1 and wanted > 1
+    return wanted if neighbours and wanted**2 * tap.channels <= WIDE else 1
+
+
+def ridge(
+    adapters: Sequence[Adapter],
+    tap: Tensor,
+    cuts: Sequence[Tensor],
+    *,
+    strength: float = 1e-3,
+    rows: int = 400_000,
+    batch: int = 128,
+) -> None:
+    """Sets ``adapters`` to the ridge solutions from tap features (N, ...) to their cut's features.
+
+    The adapters must have the tap, the kernel and the cut's grid in common; the regression's
+    left-hand side is then shared.  A row is a cell of the grid; of more than ``rows``, an evenly
+    drawn part is used.
+    """
+    first = adapters[0]
+    k, grid_size = first.kernel, first.cut.grid
+    channels = [a.cut.channels for a in adapters]
+    cells = Regression.empty(first.tap.channels * k * k, sum(channels))
+    tokens = [
+        Regression.empty(a.prefix_weight.shape[2], a.cut.prefix * a.cut.channels)
+        if a.cut.prefix
+        else None
+        for a in adapters
+    ]
+    length = grid_size[0] * grid_size[1]
+    per_image = min(length, max(1, rows // len(tap)))
+    generator = torch.Generator().manual_seed(0)
+    for part in batches(len(tap), batch):
+        grid, prefix = first.tap.to_map(tap[part])
+        patches = F.unfold(resample(grid, grid_size), k, padding=k // 2)  # (B, C k k, L)
+        maps = [a.cut.to_map(c[part]) for a, c in zip(adapters, cuts)]
+        wanted = torch.cat([m.flatten(2) for m, _ in maps], dim=1)  # (B, sum C, L)
+        if per_image < length:
+            drawn = torch.randperm(length, generator=generator)[:per_image].to(patches.device)
+            patches, wanted = patches[:, :, drawn], wanted[:, :, drawn]
+        cells.add(patches.transpose(1, 2).flatten(0, 1), wanted.transpose(1, 2).flatten(0, 1))
+        for sums, (_, y) in zip(tokens, maps):
+            if sums is not None:
+                sums.add(summary(grid, prefix), y.flatten(1))
+    weight, bias = cells.solve(strength)
+    with torch.no_grad():
+        for a, w, b, sums in zip(adapters, weight.split(channels), bias.split(channels), tokens):
+            a.weight.copy_(w.view_as(a.weight))
+            a.bias.copy_(b)
+            if sums is not None:
+                w, b = sums.solve(strength)
+                a.prefix_weight.copy_(w.view_as(a.prefix_weight))
+                a.prefix_bias.copy_(b.view_as(a.prefix_bias))
+
+
+def exact_input(tap: Preprocessing, cut: Preprocessing) -> Adapter | None:
+    """From one network's preprocessed image to the other's, where only the scaling differs."""
+    channels, *size = tap.input_size
+    if cut.input_size[0] != channels:
+        return None
+    layout = lambda p: Layout("NCHW", tuple(p.input_size), tuple(p.input_size[1:]))  # noqa: E731
+    adapter = Adapter(layout(tap), layout(cut), 1)
+    std = torch.tensor(cut.std, dtype=torch.float64)
+    scale = torch.tensor(tap.std, dtype=torch.float64) / std
+    shift = (torch.tensor(tap.mean, dtype=torch.float64) - torch.tensor(cut.mean)) / std
+    with torch.no_grad():
+        adapter.weight.copy_(torch.diag(scale)[:, :, None, None])
+        adapter.bias.copy_(shift)
+    return adapter

@@ -1,0 +1,95 @@
+"""Features of a frozen network on many images, at many positions, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..data import Progress, batches, no_progress, normalize
+from ..network.build import Network
+from ..network.graph import INPUT, Position, Trace
+from ..network.patched import target_pre_logits
+from ..network.record import recording
+
+BATCH = 128
+
+
+def device_of(network: Network) -> torch.device:
+    return next(network.model.parameters()).device
+
+
+@torch.no_grad()
+def target_features(
+    target: Network,
+    images: Tensor,
+    taps: Iterable[str] = (),
+    *,
+    progress: Progress = no_progress,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Pre-logits (N, D), logits (N, C) and tap features of uint8 ``images`` (N, C, H, W)."""
+    taps, device = list(taps), device_of(target)
+    pre, logits = [], []
+    features: dict[str, list[Tensor]] = {t: [] for t in taps}
+    with recording(target.model, taps, target.classifier) as seen:
+        for part in batches(len(images), BATCH):
+            progress("target features", part.start, len(images))
+            z = target.model(normalize(images[part].to(device), target.ref.preprocessing))
+            pre.append(target_pre_logits(seen, target.classifier, z))
+            logits.append(z)
+            for t in taps:
+                features[t].append(seen[t])
+    progress("target features", len(images), len(images))
+    return torch.cat(pre), torch.cat(logits), {t: torch.cat(f) for t, f in features.items()}
+
+
+@torch.no_grad()
+def source_features(
+    source: Network,
+    images: Tensor,
+    cuts: Iterable[Position] = (),
+    *,
+    progress: Progress = no_progress,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits (N, C) and cut features of uint8 ``images``."""
+    names, device = [c.name for c in cuts], device_of(source)
+    logits, features = [], {n: [] for n in names}
+    with recording(source.model, names) as seen:
+        for part in batches(len(images), BATCH):
+            progress("source features", part.start, len(images))
+            logits.append(source.model(normalize(images[part].to(device), source.ref.preprocessing)))
+            for n in names:
+                features[n].append(seen[n])
+    progress("source features", len(images), len(images))
+    return torch.cat(logits), {n: torch.cat(f) for n, f in features.items()}
+
+
+def block_positions(tr: Trace) -> list[Position]:
+    """The positions between blocks, without those inside one and those that cost nothing more.
+
+    A position inside a block that is itself a position (``blocks.0.0.bn1``) is left out, unless
+    the block is a plain sequence; so is all but the last of a run without any work in between
+    (``bn1``, ``act1``, ``maxpool``).
+    """
+    from torch.nn import ModuleList, Sequential
+
+    named = {n for p in tr.positions for n in (p.name, *p.aliases)}
+
+    def inside(name: str) -> bool:
+        parent = name.rpartition(".")[0]
+        while parent:
+            if parent in named and not isinstance(tr.root.get_submodule(parent), (Sequential, ModuleList)):
+                return True
+            parent = parent.rpartition(".")[0]
+        return False
+
+    outer = [p for p in tr.positions if p.name == INPUT or not inside(p.name)]
+    kept = []
+    for p, following in zip(outer, [*outer[1:], None]):
+        same = following is not None and following.depth == p.depth
+        if p.name == INPUT or not (same and following.layout.elements <= p.layout.elements):
+            kept.append(p)
+    return kept
+
+

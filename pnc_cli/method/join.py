@@ -1,0 +1,99 @@
+"""Fitting joins (:mod:`pnc_cli.network.join`): closed-form Gaussians, and one number without originals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..network.join import GaussianGate, OneSidedGate
+
+SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity
+REJECTED = 0.15  # share of clone images given up by a one-sided gate, for the sake of locality
+FOLDS = 5
+
+
+def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> GaussianGate:
+    """Fits and calibrates a gate.
+
+    ``features`` are (N, D) [target, branch] pre-logits; ``classes`` (N,) numbers old classes
+    0..old-1 and new ones old..old+new-1.  The calibration is a logistic regression on g of images
+    left out of the fit (``FOLDS``-fold), every class weighing the same.
+    """
+    gate = GaussianGate(features.shape[1], old, new)
+    fold = _folds(classes)
+    held_out = torch.zeros(len(classes), dtype=torch.float64)
+    for k in range(FOLDS):
+        fit = fold != k
+        weight, bias = discriminant(features[fit], classes[fit], old + new)
+        s = features[~fit].double() @ weight.T + bias
+        held_out[~fit] = s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
+    balance = 1.0 / torch.bincount(classes, minlength=old + new).clamp(min=1)[classes]
+    gate.calibration.copy_(_logistic(held_out, classes >= old, balance))
+    weight, bias = discriminant(features, classes, old + new)
+    gate.weight.copy_(weight)
+    gate.bias.copy_(bias)
+    return gate
+
+
+def fit_one_sided(z_t: Tensor, z_b: Tensor) -> OneSidedGate:
+    """The offset that lets all but ``REJECTED`` of the clone images (N, C) pass."""
+    gate = OneSidedGate()
+    difference = z_b.logsumexp(1) - z_t.logsumexp(1)
+    gate.calibration.fill_(-torch.quantile(difference.double(), REJECTED).item())
+    return gate
+
+
+def discriminant(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Linear discriminant scores: weight (count, D) and bias (count,), in float64.
+
+    Gaussians with one covariance, shrunk by ``SHRINKAGE`` towards a multiple of the identity
+    after every feature is scaled to unit variance; all classes equally likely beforehand.
+    A class without images gets a score that never wins.
+    """
+    x = features.double()
+    centre, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    x = (x - centre) / scale
+    sizes = torch.bincount(classes, minlength=count)
+    mean = torch.zeros(count, x.shape[1], dtype=torch.float64).index_add_(0, classes, x)
+    mean /= sizes.clamp(min=1)[:, None]
+    rest = x - mean[classes]
+    covariance = rest.T @ rest / max(len(x) - int((sizes > 0).sum()), 1)
+    level = covariance.diagonal().mean().clamp(min=1e-9)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * torch.eye(len(covariance))
+    weight = torch.linalg.solve(covariance, mean.T).T  # (count, D)
+    bias = -0.5 * (weight * mean).sum(1)
+    weight = weight / scale
+    bias = bias - weight @ centre
+    bias[sizes == 0] = -1e4
+    return weight, bias
+
+
+def _folds(classes: Tensor) -> Tensor:
+    """Fold of each image, every class spread evenly over the folds."""
+    fold = torch.zeros_like(classes)
+    for c in classes.unique():
+        index = (classes == c).nonzero()[:, 0]
+        fold[index] = torch.arange(len(index)) % FOLDS
+    return fold
+
+
+def _logistic(g: Tensor, new: Tensor, weight: Tensor) -> Tensor:
+    """Slope and offset of a weighted logistic regression of ``new`` on ``g``, by Newton steps.
+
+    Both are held within reason: few images can be told apart perfectly, which says little.
+    """
+    y, w = new.double(), weight.double() / weight.sum()
+    x = torch.stack([g, torch.ones_like(g)], dim=1)
+    theta = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    prior = torch.tensor([0.02, 0.002], dtype=torch.float64)  # pulls towards slope 1, offset 0
+    start = theta.clone()
+    for _ in range(50):
+        p = torch.sigmoid(x @ theta)
+        gradient = x.T @ (w * (p - y)) + prior * (theta - start)
+        hessian = (x.T * (w * p * (1 - p))) @ x + torch.diag(prior)
+        step = torch.linalg.solve(hessian, gradient)
+        theta = theta - step.clamp(-1, 1)
+        if step.abs().max() < 1e-9:
+            break
+    theta[0] = theta[0].clamp(0.05, 5.0)
+    return theta.float()

@@ -1,0 +1,46 @@
+"""Figures of a patched classifier from its logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares, 0 to 1; None where there were no images to tell."""
+
+    branch: float | None  # clone images, among the clone classes alone
+    original: float | None  # original images, among all classes
+    clone: float | None  # clone images, among all classes
+    joint: float | None  # all images, among all classes
+    locality: float | None  # original images whose predicted class the patch leaves alone
+
+    @property
+    def average(self) -> float | None:
+        if self.original is None or self.clone is None:
+            return None
+        return (self.original + self.clone) / 2
+
+
+def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
+    """``z_t`` (N, C) are the target's logits, ``z_new`` (N, K) the clone classes'; ``label`` (N,)
+    indexes [target's classes, clone classes]."""
+    classes = z_t.shape[1]
+    predicted = torch.cat([z_t, z_new], dim=1).argmax(1).cpu()
+    alone = z_t.argmax(1).cpu()
+    new = label >= classes
+    right = predicted == label
+    return Scores(
+        branch=share((z_new.argmax(1).cpu() + classes == label)[new]),
+        original=share(right[~new]),
+        clone=share(right[new]),
+        joint=share(right) if bool((~new).any()) else None,
+        locality=share((predicted == alone)[~new]),
+    )
+
+
+def share(hits: Tensor) -> float | None:
+    return hits.double().mean().item() if len(hits) else None
