@@ -1,0 +1,90 @@
+"""The ``pnc`` command: wiring only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+
+import typer
+
+from . import __version__
+from .commands.clone import clone
+from .commands.eject import eject
+from .commands.eval import evaluate
+from .commands.info import info
+from .commands.inject import inject
+from .commands.search import search
+from .errors import INTERRUPTED, PncError, UsageError
+from .report import print_error
+
+app = typer.Typer(
+    name="pnc",
+    help="Partial Network Cloning: copy classes from one timm classifier into another, as a patch "
+    "that comes off again.\n\n"
+    "pnc search SRC TGT  ->  pnc clone SRC TGT --data DIR -o clone.safetensors  ->  "
+    "pnc inject TGT clone.safetensors -o patched.safetensors  ->  pnc eval patched.safetensors --data DIR  "
+    "->  pnc eject patched.safetensors -o target.safetensors\n\n"
+    "Exit codes: 0 done, 1 a requested check failed, 2 usage or an output that cannot be written, "
+    "3 bad or corrupt input, 4 incompatible source, target or patch, 70 a fault of pnc, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command, function in (("search", search), ("clone", clone), ("inject", inject),
+                          ("eject", eject), ("eval", evaluate), ("info", info)):  # fmt: skip
+    app.command(command)(function)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        print(f"pnc {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Runs the command line; every error leaves through here, with its documented exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a label must not crash a C locale
+    signal.signal(signal.SIGTERM, _interrupt)
+    as_json = "--json" in argv
+    command = next((a for a in argv if not a.startswith("-")), "pnc")
+    try:
+        code = app(args=argv, prog_name="pnc", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except PncError as e:
+        error = e
+    except typer.TyperException as e:
+        error = UsageError(e.format_message(), hint=f"pnc {command} --help" if argv else None)
+        if not argv:  # no arguments at all: the help itself
+            print(error.message, file=sys.stderr)
+            return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("pnc: interrupted; nothing was left behind", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except Exception as e:
+        if "PNC_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        error = PncError(
+            f"a fault of pnc itself: {type(e).__name__}: {e}",
+            hint="run it again with PNC_TRACEBACK=1 and report what it prints",
+        )
+    print_error(error, command, as_json=as_json and not error.reported)
+    return error.exit_code
+
+
+def _interrupt(signum, frame) -> None:  # noqa: ANN001
+    raise KeyboardInterrupt

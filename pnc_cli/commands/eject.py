@@ -1,0 +1,35 @@
+"""``pnc eject``: takes clones off a patched checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..checkpoint.digest import file_sha256
+from ..patch import eject as eject_clones
+from ..report import Report
+from . import options as o
+
+
+def eject(
+    patched: Annotated[Path, typer.Argument(metavar="PATCHED", help="Patched checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write.")],
+    name: Annotated[
+        list[str] | None, typer.Option("--name", "-n", help="Only this clone (repeatable). Default: all.")
+    ] = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Take clones off PATCHED.
+
+    With none left, the output is the target file as it was, sha256 for sha256.
+    """
+    report = Report("eject", as_json=as_json, quiet=quiet)
+    left = eject_clones(o.existing(patched, "PATCHED"), output, names=name, force=force)
+    names = [c.name for c in left.clones] if left else []
+    sha256 = file_sha256(output)
+    text = f"{output}: " + (f"left: {', '.join(names)}" if left else f"the target again, sha256 {sha256}")
+    report.result({"output": str(output), "clones": names, "sha256": sha256}, text)

@@ -1,0 +1,46 @@
+"""``pnc inject``: applies clones to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..patch import inject as inject_clones
+from ..report import Report
+from . import options as o
+
+
+def inject(
+    target: Annotated[Path, typer.Argument(metavar="TGT", help="Target checkpoint, plain or patched.")],
+    clones: Annotated[list[Path], typer.Argument(metavar="CLONE...", help="Clone files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The patched checkpoint to write.")],
+    rename: Annotated[
+        list[str] | None, typer.Option("--rename", help="Inject a class under another label: old=new (repeatable).")
+    ] = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Apply clones to TGT.
+
+    The target's tensors stay as they are, byte for byte; pnc eject gives its file back.
+
+    Next: pnc eval patched.safetensors --data DATA
+    """
+    report = Report("inject", as_json=as_json, quiet=quiet)
+    for path in [target, *clones]:
+        o.existing(path, "TGT and CLONE")
+    patched = inject_clones(target, clones, output, rename=o.renames(rename), force=force)
+    labels = [label for c in patched.clones for label in c.labels]
+    report.result(
+        {
+            "output": str(output),
+            "target_sha256": patched.target_sha256,
+            "clones": [{"name": c.name, "classes": c.labels} for c in patched.clones],
+        },
+        f"{output}: {len(patched.clones[0].target.label_names)} original classes"
+        f" + {', '.join(labels)}  (clones: {', '.join(c.name for c in patched.clones)})",
+    )
+    report.note(f"next: pnc eval {output} --data DATA; take it off with: pnc eject {output} -o target.safetensors")

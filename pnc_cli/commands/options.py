@@ -1,0 +1,98 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..manifest import CLONE_NAME
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, on failure too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs that exist.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same inputs, same seed, same bytes.", min=0)]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+Limit = Annotated[
+    int, typer.Option("--limit-per-class", help="Most images read of each class (0: all).", min=0)
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on without images that do not decode.")
+]
+NoOriginals = Annotated[
+    bool, typer.Option("--no-originals", help="Use clone images only, even where --data has others.")
+]
+SourceArch = Annotated[
+    str | None, typer.Option("--source-arch", help="timm architecture of SRC, if nothing says it.")
+]
+TargetArch = Annotated[
+    str | None, typer.Option("--target-arch", help="timm architecture of TGT, if nothing says it.")
+]
+SourceArgs = Annotated[
+    str | None, typer.Option("--source-args", help="model_args of SRC as JSON: '{\"depths\": [2, 2]}'.")
+]
+TargetArgs = Annotated[str | None, typer.Option("--target-args", help="model_args of TGT as JSON.")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--classes", "-c",
+        help="Source classes to clone: 'frog,horse', or 'deer=roe deer' for another label. "
+        "Default: those the target does not know.",
+    ),
+]  # fmt: skip
+Taps = Annotated[
+    list[str] | None, typer.Option("--tap", help="Only these positions of TGT (repeatable).")
+]
+Cuts = Annotated[
+    list[str] | None, typer.Option("--cut", help="Only these positions of SRC (repeatable).")
+]
+MaxMacs = Annotated[
+    float | None,
+    typer.Option("--max-macs", help="Most MACs to add, as a share of TGT's: 0.5.", min=0),
+]
+MaxParams = Annotated[
+    float | None,
+    typer.Option("--max-params", help="Most parameters to add, as a share of TGT's.", min=0),
+]
+
+
+def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
+    """Parses ``--source-args`` or ``--target-args``."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise UsageError(f"{flag}: not valid JSON: {e}", hint=f"{flag} '{{\"depths\": [2, 2]}}'") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{flag}: expected a JSON object")
+    return value
+
+
+def clone_name(name: str | None) -> str | None:
+    """Checks ``--name``."""
+    if name is not None and not re.fullmatch(CLONE_NAME, name):
+        raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
+    return name
+
+
+def renames(items: list[str] | None) -> dict[str, str]:
+    """Parses ``--rename old=new`` options."""
+    pairs = {}
+    for item in items or []:
+        old, equals, new = item.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--rename '{item}'", hint="--rename old=new")
+        pairs[old] = new
+    return pairs
+
+
+def existing(path: Path, what: str) -> Path:
+    """``path`` if it is a file, or a folder that holds one checkpoint."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file", hint=f"{what} is a .safetensors file")
+    return path

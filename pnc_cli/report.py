@@ -1,0 +1,111 @@
+"""Everything that is printed: results on stdout, all else on stderr.
+
+With ``--json`` exactly one object goes to stdout, on failure too.  Progress bars appear only on a
+terminal.  Labels and names come from files: whatever could steer a terminal is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import PncError
+
+Progress = Callable[[str, int, int], None]
+
+
+class Report:
+    """One command's output."""
+
+    def __init__(self, command: str, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.command = command
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, on stderr; silent with ``-q``."""
+        if not self.quiet:
+            print(clean(text), file=sys.stderr)
+
+    def result(self, document: dict[str, Any], text: str) -> None:
+        """The command's result: ``document`` with ``--json``, ``text`` otherwise."""
+        if self.as_json:
+            print_json({"schema": f"pnc.{self.command}/1", "ok": True, **document})
+        elif text:
+            print(clean(text, keep="\n"))
+
+    def failed(self, document: dict[str, Any], message: str) -> None:
+        """The result of a check that did not hold, with ``--json``."""
+        fault = {"code": "check_failed", "message": message, "hint": None}
+        print_json({"schema": f"pnc.{self.command}/1", "ok": False, "error": fault, **document})
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback ``(what, done, total)`` that draws bars on a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda what, done, total: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bars(*columns, console=console, transient=True) as bars:
+            tasks: dict[str, Any] = {}
+
+            def update(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what, total=total)
+                bars.update(tasks[what], completed=done, total=total, visible=done < total)
+
+            yield update
+
+
+def print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False))
+
+
+def print_error(error: PncError, command: str, *, as_json: bool) -> None:
+    """An error, on stderr; with ``--json`` as the one object on stdout too."""
+    if as_json:
+        fault = {"code": error.code, "message": error.message, "hint": error.hint}
+        print_json({"schema": f"pnc.{command}/1", "ok": False, "error": fault})
+    print(f"pnc: error: {clean(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"  try: {clean(error.hint)}", file=sys.stderr)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Plain aligned columns, the first ``left`` of them left-aligned; never truncated."""
+    cells = [list(headings), *[[clean(c) for c in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+    lines = []
+    for row in cells:
+        parts = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(parts).rstrip())
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def amount(value: float) -> str:
+    """1234567 -> 1.23M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def clean(text: str, keep: str = "") -> str:
+    """``text`` with everything unprintable escaped."""
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
