@@ -54,7 +54,12 @@ class Report:
         from rich.progress import Progress as Bars
 
         console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Bars(*columns, console=console, transient=True) as bars:
             tasks: dict[str, Any] = {}
 
@@ -86,13 +91,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int =
     widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
     lines = []
     for row in cells:
-        parts = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        parts = [
+            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))
+        ]
         lines.append("  ".join(parts).rstrip())
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
 
 
-def share(value: float | None) -> str:
+def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 

@@ -12,29 +12,51 @@ from ..checkpoint.atomic import check_output
 from ..clone_file import sidecar_of, write_clone
 from ..errors import BadInput, Incompatible
 from ..manifest import Manifest, Plan, parse, to_plain
-from ..report import Report, amount, share, table
+from ..report import Report, amount, figure, table
 from . import options as o
 from .pair import Request
 
 
 def clone(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Source checkpoint (.safetensors).")],
-    target: Annotated[Path, typer.Argument(metavar="TGT", help="Target checkpoint (.safetensors).")],
-    data: Annotated[
-        str, typer.Option("--data", "-d", help="Folder or .tar with one sub-folder a class: clone classes teach, original classes (a few images each) keep the clone in its place.")
+    source: Annotated[
+        Path,
+        typer.Argument(readable=False, metavar="SRC", help="Source checkpoint (.safetensors)."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The clone file to write (.safetensors).")],
+    target: Annotated[
+        Path,
+        typer.Argument(readable=False, metavar="TGT", help="Target checkpoint (.safetensors)."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Folder or .tar with one sub-folder a class: clone classes teach, original classes (a few images each) keep the clone in its place.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The clone file to write (.safetensors).")
+    ],
     classes: o.Classes = None,
     plan: Annotated[
-        str | None, typer.Option("--plan", help="Take the position from this plan of pnc search; - is stdin.")
+        str | None,
+        typer.Option("--plan", help="Take the position from this plan of pnc search; - is stdin."),
     ] = None,
     tap: o.Taps = None,
     cut: o.Cuts = None,
+    share: o.Shares = None,
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
-    name: Annotated[str | None, typer.Option("--name", help="The clone's name. Default: from its classes.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The clone's name. Default: from its classes.")
+    ] = None,
     epochs: Annotated[
-        int, typer.Option("--epochs", help="Passes over the images to refine the adapter (0: closed form only).", min=0)
+        int,
+        typer.Option(
+            "--epochs",
+            help="Passes over the images to refine the adapter (0: closed form only).",
+            min=0,
+        ),
     ] = 12,
     limit: o.Limit = 100,
     no_originals: o.NoOriginals = False,
@@ -79,14 +101,22 @@ def clone(
         else:
             grid = make_grid(task.source, task.target, tap or (), cut or ())
             found = make_plan(
-                task, grid, seed=seed, max_macs=max_macs, max_params=max_params, progress=progress
+                task,
+                grid,
+                seed=seed,
+                shares=share,
+                max_macs=max_macs,
+                max_params=max_params,
+                progress=progress,
             )
             chosen = found.candidates[found.chosen]
         report.note(f"position: target '{chosen.tap}' -> source '{chosen.cut}'")
         recipe = Recipe(name or default_name(task.classes), epochs, seed)
         manifest, tensors = make_clone(task, grid, chosen, recipe, progress=progress)
     write_clone(output, manifest, tensors, force=force, inputs=[source, target])
-    report.result({"output": str(output), "manifest": to_plain(manifest)}, summary(manifest, output))
+    report.result(
+        {"output": str(output), "manifest": to_plain(manifest)}, summary(manifest, output)
+    )
     report.note(f"next: pnc inject {target} {output} -o patched.safetensors")
 
 
@@ -96,12 +126,12 @@ def summary(m: Manifest, path: Path) -> str:
     measured = table(
         ["on held-out images", "share"],
         [
-            ["branch alone, clone classes", share(d.branch_accuracy)],
-            ["whole source, clone classes", share(d.source_accuracy)],
-            ["patched, clone classes", share(d.clone_accuracy)],
-            ["patched, original classes", share(d.original_accuracy)],
-            ["patched, all", share(d.joint_accuracy)],
-            ["locality", share(d.locality)],
+            ["branch alone, clone classes", figure(d.branch_accuracy)],
+            ["whole source, clone classes", figure(d.source_accuracy)],
+            ["patched, clone classes", figure(d.clone_accuracy)],
+            ["patched, original classes", figure(d.original_accuracy)],
+            ["patched, all", figure(d.joint_accuracy)],
+            ["locality", figure(d.locality)],
         ],
     )
     return (

@@ -14,10 +14,13 @@ from . import options as o
 
 
 def eject(
-    patched: Annotated[Path, typer.Argument(metavar="PATCHED", help="Patched checkpoint.")],
+    patched: Annotated[
+        Path, typer.Argument(readable=False, metavar="PATCHED", help="Patched checkpoint.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write.")],
     name: Annotated[
-        list[str] | None, typer.Option("--name", "-n", help="Only this clone (repeatable). Default: all.")
+        list[str] | None,
+        typer.Option("--name", "-n", help="Only this clone (repeatable). Default: all."),
     ] = None,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -31,5 +34,7 @@ def eject(
     left = eject_clones(o.existing(patched, "PATCHED"), output, names=name, force=force)
     names = [c.name for c in left.clones] if left else []
     sha256 = file_sha256(output)
-    text = f"{output}: " + (f"left: {', '.join(names)}" if left else f"the target again, sha256 {sha256}")
+    text = f"{output}: " + (
+        f"left: {', '.join(names)}" if left else f"the target again, sha256 {sha256}"
+    )
     report.result({"output": str(output), "clones": names, "sha256": sha256}, text)

@@ -9,26 +9,37 @@ from typing import Annotated
 import typer
 
 from ..errors import CheckFailed, UsageError
-from ..report import Report, share, table
+from ..report import Report, figure, table
 from . import options as o
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, patched or plain.")],
-    data: Annotated[str, typer.Option("--data", "-d", help="Folder or .tar with one sub-folder a class.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(readable=False, metavar="CKPT", help="Checkpoint, patched or plain.")
+    ],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Folder or .tar with one sub-folder a class.")
+    ],
     clone: Annotated[
-        list[Path] | None, typer.Option("--clone", help="Evaluate CKPT with this clone on top, unwritten (repeatable).")
+        list[Path] | None,
+        typer.Option(
+            "--clone", help="Evaluate CKPT with this clone on top, unwritten (repeatable)."
+        ),
     ] = None,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option("--fail-under", help="Exit 1 if a figure is lower: joint_accuracy=0.7 (repeatable)."),
+        typer.Option(
+            "--fail-under", help="Exit 1 if a figure is lower: joint_accuracy=0.7 (repeatable)."
+        ),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the forward pass too.")] = False,
     limit: o.Limit = 0,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
-    arch: Annotated[str | None, typer.Option("--arch", help="timm architecture, if nothing says it.")] = None,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="timm architecture, if nothing says it.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", hidden=True)] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -59,9 +70,13 @@ def evaluate(
     document = {**asdict(result), "clones": model.clone_costs(), "skipped": images.skipped,
                 "classes_without_images": missing}  # fmt: skip
     if times:
-        document["latency_ms"] = {"target": times[0], "patched": times[1], "ratio": times[1] / times[0]}
+        document["latency_ms"] = {
+            "target": times[0],
+            "patched": times[1],
+            "ratio": times[1] / times[0],
+        }
     failed = [
-        f"{name} is {share(result.metric(name))}, required {floor:g}"
+        f"{name} is {figure(result.metric(name))}, required {floor:g}"
         for name, floor in floors.items()
         if result.metric(name) is None or result.metric(name) < floor
     ]
@@ -74,7 +89,7 @@ def evaluate(
 
 
 def _text(d: dict) -> str:
-    rows = [[name.replace("_", " "), share(d[name])] for name in (
+    rows = [[name.replace("_", " "), figure(d[name])] for name in (
         "target_accuracy", "original_accuracy", "clone_accuracy", "average_accuracy", "joint_accuracy",
         "branch_accuracy", "locality", "right_to_wrong", "calibration_error")
         if d[name] is not None]  # fmt: skip
@@ -86,7 +101,9 @@ def _text(d: dict) -> str:
         )
     if "latency_ms" in d:
         t = d["latency_ms"]
-        lines.append(f"latency: {t['patched']:.2f} ms an image, {t['ratio']:.2f} times the target's")
+        lines.append(
+            f"latency: {t['patched']:.2f} ms an image, {t['ratio']:.2f} times the target's"
+        )
     return "\n".join(lines)
 
 
@@ -97,7 +114,11 @@ def _floors(items: list[str] | None, metrics: tuple[str, ...]) -> dict[str, floa
         try:
             floors[name] = float(value)
         except ValueError:
-            raise UsageError(f"--fail-under '{item}'", hint="--fail-under joint_accuracy=0.7") from None
+            raise UsageError(
+                f"--fail-under '{item}'", hint="--fail-under joint_accuracy=0.7"
+            ) from None
         if name not in metrics:
-            raise UsageError(f"--fail-under: no figure '{name}'", hint="figures: " + ", ".join(metrics))
+            raise UsageError(
+                f"--fail-under: no figure '{name}'", hint="figures: " + ", ".join(metrics)
+            )
     return floors

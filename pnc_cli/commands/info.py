@@ -14,9 +14,16 @@ from . import options as o
 
 def info(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Checkpoint, clone, patched checkpoint, plan or manifest.")
+        Path | None,
+        typer.Argument(
+            readable=False,
+            metavar="FILE",
+            help="Checkpoint, clone, patched checkpoint, plan or manifest.",
+        ),
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of pnc's documents.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of pnc's documents.")
+    ] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:

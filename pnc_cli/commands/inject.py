@@ -13,11 +13,19 @@ from . import options as o
 
 
 def inject(
-    target: Annotated[Path, typer.Argument(metavar="TGT", help="Target checkpoint, plain or patched.")],
-    clones: Annotated[list[Path], typer.Argument(metavar="CLONE...", help="Clone files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The patched checkpoint to write.")],
+    target: Annotated[
+        Path,
+        typer.Argument(readable=False, metavar="TGT", help="Target checkpoint, plain or patched."),
+    ],
+    clones: Annotated[
+        list[Path], typer.Argument(readable=False, metavar="CLONE...", help="Clone files.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The patched checkpoint to write.")
+    ],
     rename: Annotated[
-        list[str] | None, typer.Option("--rename", help="Inject a class under another label: old=new (repeatable).")
+        list[str] | None,
+        typer.Option("--rename", help="Inject a class under another label: old=new (repeatable)."),
     ] = None,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -43,4 +51,6 @@ def inject(
         f"{output}: {len(patched.clones[0].target.label_names)} original classes"
         f" + {', '.join(labels)}  (clones: {', '.join(c.name for c in patched.clones)})",
     )
-    report.note(f"next: pnc eval {output} --data DATA; take it off with: pnc eject {output} -o target.safetensors")
+    report.note(
+        f"next: pnc eval {output} --data DATA; take it off with: pnc eject {output} -o target.safetensors"
+    )

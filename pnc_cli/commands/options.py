@@ -12,7 +12,9 @@ import typer
 from ..errors import UsageError
 from ..manifest import CLONE_NAME
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, on failure too.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, on failure too.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs that exist.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same inputs, same seed, same bytes.", min=0)]
@@ -24,7 +26,8 @@ SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Go on without images that do not decode.")
 ]
 NoOriginals = Annotated[
-    bool, typer.Option("--no-originals", help="Use clone images only, even where --data has others.")
+    bool,
+    typer.Option("--no-originals", help="Use clone images only, even where --data has others."),
 ]
 SourceArch = Annotated[
     str | None, typer.Option("--source-arch", help="timm architecture of SRC, if nothing says it.")
@@ -33,7 +36,8 @@ TargetArch = Annotated[
     str | None, typer.Option("--target-arch", help="timm architecture of TGT, if nothing says it.")
 ]
 SourceArgs = Annotated[
-    str | None, typer.Option("--source-args", help="model_args of SRC as JSON: '{\"depths\": [2, 2]}'.")
+    str | None,
+    typer.Option("--source-args", help="model_args of SRC as JSON: '{\"depths\": [2, 2]}'."),
 ]
 TargetArgs = Annotated[str | None, typer.Option("--target-args", help="model_args of TGT as JSON.")]
 Classes = Annotated[
@@ -60,6 +64,15 @@ MaxParams = Annotated[
 ]
 
 
+Shares = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--share", min=0.01, max=1.0,
+        help="Share of the copied part's cost (parameters and MACs) to keep, instead of trying several (repeatable).",
+    ),
+]  # fmt: skip
+
+
 def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     """Parses ``--source-args`` or ``--target-args``."""
     if text is None:
@@ -67,7 +80,9 @@ def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except ValueError as e:
-        raise UsageError(f"{flag}: not valid JSON: {e}", hint=f"{flag} '{{\"depths\": [2, 2]}}'") from None
+        raise UsageError(
+            f"{flag}: not valid JSON: {e}", hint=f"{flag} '{{\"depths\": [2, 2]}}'"
+        ) from None
     if not isinstance(value, dict):
         raise UsageError(f"{flag}: expected a JSON object")
     return value

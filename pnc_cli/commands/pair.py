@@ -52,12 +52,18 @@ class Request:
             limit=self.limit or None, originals=self.originals, seed=self.seed,
             skip_bad=self.skip_bad, progress=progress,
         )  # fmt: skip
-        report.note(f"source: {source.ref.architecture}, {len(source.labels)} classes ({self.source.name})")
-        report.note(f"target: {target.ref.architecture}, {len(target.labels)} classes ({self.target.name})")
+        report.note(
+            f"source: {source.ref.architecture}, {len(source.labels)} classes ({self.source.name})"
+        )
+        report.note(
+            f"target: {target.ref.architecture}, {len(target.labels)} classes ({self.target.name})"
+        )
         report.note("clone classes: " + ", ".join(c.name for c in classes))
         if task.images is not None:
             new = int(task.is_new.sum())
-            report.note(f"images: {new} of clone classes, {len(task.ids) - new} of {task.old} original classes")
+            report.note(
+                f"images: {new} of clone classes, {len(task.ids) - new} of {task.old} original classes"
+            )
             if task.images.skipped:
                 report.note(f"skipped {task.images.skipped} images that do not decode")
             if not task.old:

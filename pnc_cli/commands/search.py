@@ -10,24 +10,38 @@ import typer
 
 from ..checkpoint.atomic import Outputs, check_output
 from ..manifest import Plan, canonical_json, to_plain
-from ..report import Report, amount, share, table
+from ..report import Report, amount, figure, table
 from . import options as o
 from .pair import Request
 
 
 def search(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Source checkpoint (.safetensors).")],
-    target: Annotated[Path, typer.Argument(metavar="TGT", help="Target checkpoint (.safetensors).")],
+    source: Annotated[
+        Path,
+        typer.Argument(readable=False, metavar="SRC", help="Source checkpoint (.safetensors)."),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(readable=False, metavar="TGT", help="Target checkpoint (.safetensors)."),
+    ],
     classes: o.Classes = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="Folder or .tar with one sub-folder a class. Default: generated images."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Folder or .tar with one sub-folder a class. Default: generated images.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the plan here, for pnc clone --plan; - is stdout.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the plan here, for pnc clone --plan; - is stdout."
+        ),
     ] = None,
     tap: o.Taps = None,
     cut: o.Cuts = None,
+    share: o.Shares = None,
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
     top: Annotated[int, typer.Option("--top", help="Candidates to print (0: all).", min=0)] = 10,
@@ -64,10 +78,18 @@ def search(
 
         task = request.load(report, progress)
         if data is None:
-            report.note("no --data: judged on generated images; with images of the classes the ranking is better")
+            report.note(
+                "no --data: judged on generated images; with images of the classes the ranking is better"
+            )
         grid = make_grid(task.source, task.target, tap or (), cut or ())
         plan = make_plan(
-            task, grid, seed=seed, max_macs=max_macs, max_params=max_params, progress=progress
+            task,
+            grid,
+            seed=seed,
+            shares=share,
+            max_macs=max_macs,
+            max_params=max_params,
+            progress=progress,
         )
     document = canonical_json(plan)
     if to_stdout:
@@ -78,20 +100,22 @@ def search(
             outputs.open(output).write(document)
     report.result({"plan": to_plain(plan)}, _text(plan, top))
     if output is not None:
-        report.note(f"plan written to {output}; next: pnc clone {source} {target} --plan {output} --data DATA -o clone.safetensors")
+        report.note(
+            f"plan written to {output}; next: pnc clone {source} {target} --plan {output} --data DATA -o clone.safetensors"
+        )
 
 
 def _text(plan: Plan, top: int) -> str:
     """The candidates as a table, best first."""
     with_data = plan.data == "images"
-    headings = ["tap (target)", "cut (source)", "score"]
+    headings = ["tap (target)", "cut (source)", "share", "score"]
     headings += ["branch", "joint", "average", "locality"] if with_data else []
     headings += ["fit", "+params", "+MACs", "MACs/target"]
     rows = []
     for c in plan.candidates[: top or None]:
         figures = (c.branch_accuracy, c.joint_accuracy, c.average_accuracy, c.locality)
         rows.append(
-            [c.tap, c.cut, f"{c.score:.3f}", *(map(share, figures) if with_data else ()),
+            [c.tap, c.cut, f"{c.share:.2f}", f"{c.score:.3f}", *(map(figure, figures) if with_data else ()),
              f"{c.fit:.2f}", amount(c.parameters), amount(c.macs), f"{c.macs / plan.target_macs:.2f}"]
         )  # fmt: skip
     lines = [table(headings, rows, left=2)]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..data import batches
 from ..manifest import Preprocessing
-from ..network.layout import Layout
 from ..network.adapter import Adapter, resample, summary
+from ..network.layout import Layout
 
 
 @dataclass

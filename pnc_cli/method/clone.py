@@ -13,19 +13,34 @@ from .. import __version__
 from ..clone_file import RawTensor, raw_sha256
 from ..data import Progress, no_progress
 from ..manifest import (
-    CLONE_SCHEMA, Adapter as AdapterInfo, Candidate, CloneClass, Cost, Join as JoinInfo, Manifest,
-    Measured, Method,
+    CLONE_SCHEMA,
+    Candidate,
+    CloneClass,
+    Cost,
+    Manifest,
+    Measured,
+    Method,
+    ModuleTensor,
 )  # fmt: skip
+from ..manifest import (
+    Adapter as AdapterInfo,
+)
+from ..manifest import (
+    Join as JoinInfo,
+)
 from ..network.adapter import Adapter
 from ..network.branch import Module, features_of, module_after
 from ..network.build import TORCH_DTYPES
-from ..network.graph import INPUT
+from ..network.channels import weight_cells
+from ..network.graph import INPUT, Position
 from ..network.join import Join
-from .features import source_features, target_features
+from .features import localised_features, source_features, target_features
 from .join import fit_gaussian, fit_one_sided
+from .localize import prune, rank_channels, select
 from .refine import refine
 from .score import score, share
-from .search import Grid, fit_adapters, rounded, run_module
+from .search import Grid
+from .study import fit_adapters, module_macs, rounded, run_module
 from .task import Task
 
 DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
@@ -42,7 +57,12 @@ class Recipe:
 
 
 def make_clone(
-    task: Task, grid: Grid, candidate: Candidate, recipe: Recipe, *, progress: Progress = no_progress
+    task: Task,
+    grid: Grid,
+    candidate: Candidate,
+    recipe: Recipe,
+    *,
+    progress: Progress = no_progress,
 ) -> tuple[Manifest, dict[str, RawTensor]]:
     """Makes the clone of ``candidate``.
 
@@ -52,23 +72,27 @@ def make_clone(
     """
     torch.manual_seed(recipe.seed)
     tap, cut = grid.target.position(candidate.tap), grid.source.position(candidate.cut)
-    module, kept = module_after(grid.source, grid.head, cut, task.columns)
-    module.eval().requires_grad_(False)
+    dense, slices = module_after(grid.source, grid.head, cut, task.columns)
 
     target_pre, z_t, taps = target_features(
         task.target, task.images.views[0], [tap.name], progress=progress
     )
-    source_logits, cuts = source_features(task.source, task.images.views[1], [cut], progress=progress)
+    source_logits, cuts = source_features(
+        task.source, task.images.views[1], [cut], progress=progress
+    )
+    module, kept = localize(task, dense, slices, cut, candidate.share, recipe.seed)
     [adapter] = fit_adapters(task, tap, [cut], taps[tap.name], [cuts[cut.name]], ROWS)
     if tap.name != INPUT:  # from the image itself nothing is lost that could be won back
         fit = ~task.held_out
         views = tuple(v[fit] for v in task.images.views)
-        refine(adapter, module, task.target, task.source, views, tap.name, cut.name,
+        refine(adapter, module, dense, task.target, task.source, views, tap.name, cut.name,
                epochs=recipe.epochs, seed=recipe.seed, progress=progress)  # fmt: skip
     pre, z_b = run_module(module, taps[tap.name], adapter)
 
     evidence = [t.cpu() for t in (target_pre, pre, z_t, z_b)]
-    measured = _measure(task, fit_join(task, evidence, ~task.held_out), evidence, source_logits.cpu())
+    measured = _measure(
+        task, fit_join(task, evidence, ~task.held_out), evidence, source_logits.cpu()
+    )
     join = fit_join(task, evidence, torch.ones_like(task.held_out))
     tensors = _raw({"adapter": adapter, "join": join, "module": module.part})
     manifest = Manifest(
@@ -98,7 +122,8 @@ def make_clone(
         measured=measured,
         cost=Cost(
             parameters=sum(p.numel() for m in (adapter, module) for p in m.parameters()) + _size(join),
-            macs=adapter.macs + grid.source.macs_after(cut) + _size(join),
+            macs=adapter.macs + _size(join)
+            + module_macs(grid, cut, dense, module, cuts[cut.name][:1]),
             target_parameters=task.target.parameters,
             target_macs=sum(grid.target.macs.values()),
             bytes=sum(len(t.data) for t in tensors.values()),
@@ -106,6 +131,24 @@ def make_clone(
         tensors_sha256=raw_sha256(tensors),
     )  # fmt: skip
     return manifest, tensors
+
+
+def localize(
+    task: Task,
+    dense: Module,
+    slices: dict[str, ModuleTensor],
+    cut: Position,
+    share: float,
+    seed: int,
+) -> tuple[Module, dict[str, ModuleTensor]]:
+    """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced."""
+    if share >= 1.0:
+        return dense, slices
+    fit = task.is_new & ~task.held_out
+    features = localised_features(task.source, task.images.views[1][fit], cut, seed)
+    example = features[:2]
+    chosen = select(dense, rank_channels(dense, features), share, weight_cells(dense.part, example))
+    return prune(dense, slices, chosen, example)
 
 
 def fit_join(task: Task, evidence: Sequence[Tensor], fit: Tensor) -> Join:

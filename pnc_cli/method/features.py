@@ -12,6 +12,7 @@ from ..network.build import Network
 from ..network.graph import INPUT, Position, Trace
 from ..network.patched import target_pre_logits
 from ..network.record import recording
+from .neighbourhood import neighbourhood
 
 BATCH = 128
 
@@ -58,11 +59,28 @@ def source_features(
     with recording(source.model, names) as seen:
         for part in batches(len(images), BATCH):
             progress("source features", part.start, len(images))
-            logits.append(source.model(normalize(images[part].to(device), source.ref.preprocessing)))
+            logits.append(
+                source.model(normalize(images[part].to(device), source.ref.preprocessing))
+            )
             for n in names:
                 features[n].append(seen[n])
     progress("source features", len(images), len(images))
     return torch.cat(logits), {n: torch.cat(f) for n, f in features.items()}
+
+
+@torch.no_grad()
+def localised_features(source: Network, images: Tensor, cut: Position, seed: int) -> Tensor:
+    """Cut features (2 N, ...) of uint8 ``images`` (N, C, H, W) and of a neighbour of each."""
+    generator = torch.Generator().manual_seed(seed)
+    device, features, neighbours = device_of(source), [], []
+    with recording(source.model, [cut.name]) as seen:
+        for part in batches(len(images), BATCH):
+            x = normalize(images[part].to(device), source.ref.preprocessing)
+            source.model(x)
+            features.append(seen[cut.name])
+            source.model(neighbourhood(len(x), generator)(x))
+            neighbours.append(seen[cut.name])
+    return torch.cat([*features, *neighbours])
 
 
 def block_positions(tr: Trace) -> list[Position]:
@@ -79,7 +97,9 @@ def block_positions(tr: Trace) -> list[Position]:
     def inside(name: str) -> bool:
         parent = name.rpartition(".")[0]
         while parent:
-            if parent in named and not isinstance(tr.root.get_submodule(parent), (Sequential, ModuleList)):
+            if parent in named and not isinstance(
+                tr.root.get_submodule(parent), (Sequential, ModuleList)
+            ):
                 return True
             parent = parent.rpartition(".")[0]
         return False
@@ -91,5 +111,3 @@ def block_positions(tr: Trace) -> list[Position]:
         if p.name == INPUT or not (same and following.layout.elements <= p.layout.elements):
             kept.append(p)
     return kept
-
-

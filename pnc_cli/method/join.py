@@ -20,15 +20,16 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     left out of the fit (``FOLDS``-fold), every class weighing the same.
     """
     gate = GaussianGate(features.shape[1], old, new)
-    fold = _folds(classes)
-    held_out = torch.zeros(len(classes), dtype=torch.float64)
-    for k in range(FOLDS):
-        fit = fold != k
-        weight, bias = discriminant(features[fit], classes[fit], old + new)
-        s = features[~fit].double() @ weight.T + bias
-        held_out[~fit] = s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
-    balance = 1.0 / torch.bincount(classes, minlength=old + new).clamp(min=1)[classes]
-    gate.calibration.copy_(_logistic(held_out, classes >= old, balance))
+    sizes = torch.bincount(classes, minlength=old + new)
+    if sizes.min() > 1:  # an only image of its class cannot be left out
+        fold = _folds(classes)
+        held_out = torch.zeros(len(classes), dtype=torch.float64)
+        for k in range(FOLDS):
+            fit = fold != k
+            weight, bias = discriminant(features[fit], classes[fit], old + new)
+            s = features[~fit].double() @ weight.T + bias
+            held_out[~fit] = s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
+        gate.calibration.copy_(_logistic(held_out, classes >= old, (1.0 / sizes)[classes]))
     weight, bias = discriminant(features, classes, old + new)
     gate.weight.copy_(weight)
     gate.bias.copy_(bias)

@@ -32,7 +32,9 @@ def probe_images(count: int, size: tuple[int, int, int], seed: int) -> Tensor:
         at = torch.rand(count, 2, 1, 1, generator=generator) * 1.6 - 0.8
         radius = 0.15 + 0.5 * torch.rand(count, 2, 1, 1, generator=generator)
         power = 2.0 + 6.0 * torch.rand(count, 1, 1, generator=generator)  # ellipse to rectangle
-        inside = ((x - at[:, 0]).abs() / radius[:, 0]) ** power + ((y - at[:, 1]).abs() / radius[:, 1]) ** power
+        inside = ((x - at[:, 0]).abs() / radius[:, 0]) ** power + (
+            (y - at[:, 1]).abs() / radius[:, 1]
+        ) ** power
         alpha = torch.sigmoid((1 - inside) * 8)[:, None]
         colour = torch.randn(count, 3, 1, 1, generator=generator) * 1.2
         scene = scene * (1 - 0.7 * alpha) + 0.7 * alpha * colour

@@ -1,8 +1,8 @@
 """Refining an adapter: the frozen source teaches the frozen module through the adapter alone.
 
-The teacher and the student look at the same augmented images, flipped, shifted and with random
-patches masked (the neighbourhood of each image, as in Local(.) and LIME).  The loss compares the
-source's answers and its pre-logits; only the adapter learns, from its ridge solution on.
+The teacher (the source) and the student (the module, pruned or not, behind the adapter) look at
+the same neighbours of each image.  The loss compares their answers and their pre-logits; only the
+adapter learns, from its ridge solution on.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..network.branch import Module
 from ..network.build import Network
 from ..network.record import recording
 from .features import device_of
+from .neighbourhood import neighbourhood
 
 BATCH = 100
-MASKED = 0.15  # chance of a cell of a 4 x 4 grid to be masked, in every other image
-SHIFT = 0.125  # of the image's width and height, at most
 
 
 def refine(
     adapter: Adapter,
-    module: Module,
+    student: Module,
+    teacher: Module,
     target: Network,
     source: Network,
     views: tuple[Tensor, Tensor],
@@ -40,7 +40,7 @@ def refine(
     learning_rate: float = 2e-3,
     progress: Progress = no_progress,
 ) -> None:
-    """Trains ``adapter`` in place.
+    """Trains ``adapter`` in place; ``teacher`` is the whole part of the source after ``cut``.
 
     ``views`` are the same images as uint8 tensors for target and source, (N, C, H, W) each.
     """
@@ -64,8 +64,8 @@ def refine(
                     x_s = normalize(for_source[index].to(device), source.ref.preprocessing)
                     target.model(neighbour(x_t))
                     source.model(neighbour(x_s))
-                    pre, logits = module(cuts[cut])
-                student_pre, student_logits = module(adapter(taps[tap]))
+                    pre, logits = teacher(cuts[cut])
+                student_pre, student_logits = student(adapter(taps[tap]))
                 loss = F.kl_div(
                     student_logits.log_softmax(1), logits.log_softmax(1),
                     log_target=True, reduction="batchmean",
@@ -77,30 +77,6 @@ def refine(
                 schedule.step()
     progress("refining the adapter", epochs, epochs)
     adapter.requires_grad_(False)
-
-
-def neighbourhood(count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A random neighbour of each of ``count`` images, as a function of images of any size.
-
-    Applied to the views of two networks it moves and masks the same things in both.
-    """
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    theta[:, 1, 1] = 1.0
-    shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * SHIFT
-    masked = torch.rand(count, 1, 4, 4, generator=generator) < MASKED
-    masked &= torch.rand(count, 1, 1, 1, generator=generator) < 0.5
-
-    def apply(x: Tensor) -> Tensor:
-        size = torch.tensor([x.shape[3], x.shape[2]])
-        moved = theta.clone()
-        moved[:, :, 2] = (shift * size).round() / size * 2  # whole pixels: nothing is blurred
-        grid = F.affine_grid(moved.to(x), list(x.shape), align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-        cover = F.interpolate(masked.to(x), size=x.shape[2:], mode="nearest")
-        return x.masked_fill(cover > 0, 0.0)
-
-    return apply
 
 
 def _warm_cosine(steps: int) -> Callable[[int], float]:

@@ -85,9 +85,12 @@ def parse_classes(wanted: Sequence[str], source: Network, target: Network) -> li
         name = name or source_name
         if source.labels.count(source_name) != 1:
             known = ", ".join(source.labels[:20]) + (", …" if len(source.labels) > 20 else "")
-            fault = "knows no class" if source_name not in source.labels else "has more than one class"
+            fault = (
+                "knows no class" if source_name not in source.labels else "has more than one class"
+            )
             raise Incompatible(
-                f"{source.path}: the source {fault} '{source_name}'", hint=f"its classes are: {known}"
+                f"{source.path}: the source {fault} '{source_name}'",
+                hint=f"its classes are: {known}",
             )
         if name in target.labels:
             raise Incompatible(
@@ -165,7 +168,9 @@ def subset(task: Task, per_class: int, *, held_out_every: int) -> Task:
     keep = torch.zeros(len(task.ids), dtype=torch.bool)
     for c in task.ids.unique():
         index = (task.ids == c).nonzero()[:, 0]
-        keep[index[torch.linspace(0, len(index) - 1, min(per_class, len(index))).round().long()]] = True
+        keep[
+            index[torch.linspace(0, len(index) - 1, min(per_class, len(index))).round().long()]
+        ] = True
     images = Images([v[keep] for v in task.images.views],
                     [n for n, k in zip(task.images.labels, keep.tolist()) if k])  # fmt: skip
     return Task(task.source, task.target, task.classes, task.originals, images,

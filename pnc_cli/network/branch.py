@@ -79,7 +79,7 @@ def module_after(
         if bias in kept:
             kept[bias] = rows
         columns = list(range(len(class_indices)))
-    _resize(part, {n: slice_tensor(t, kept[n]) for n, t in part.state_dict().items()})
+    resize(part, {n: slice_tensor(t, kept[n]) for n, t in part.state_dict().items()})
     return Module(part, columns), kept
 
 
@@ -104,7 +104,7 @@ def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Ten
         raise BadInput(f"clone '{manifest.name}': its module does not fit the part of a "
                        f"{manifest.source.architecture} after '{manifest.cut.position}': "
                        f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}")  # fmt: skip
-    _resize(part, tensors)
+    resize(part, tensors)
     return Module(part, list(manifest.columns))
 
 
@@ -131,13 +131,15 @@ def layout_of(features: Features) -> Layout:
     return Layout(features.kind, tuple(features.shape), tuple(features.grid), features.prefix)
 
 
-def _resize(part: nn.Module, tensors: dict[str, Tensor]) -> None:
+def resize(part: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Sets parameters and buffers to ``tensors``, whatever their shapes; frozen."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = part.get_submodule(owner)
         old = getattr(module, leaf)
         tensor = tensor.to(old.dtype) if old.is_floating_point() else tensor
+        if leaf == "weight" and isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.groups = module.groups * len(tensor) // len(old)
         if isinstance(old, nn.Parameter):
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         else:

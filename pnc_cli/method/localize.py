@@ -1,0 +1,276 @@
+"""Local(.): the share of the source's channels that the clone classes need.
+
+Channels are judged on localised samples: clone images, and neighbours of them with random patches
+masked.  What a set S of channels gives to the layers that read it is, per reader with weights W
+and inputs a, the energy  E |sum_{j in S} W_j a_j|^2 = r' G r  with  G = (W'W) * E[a a'] and r the
+indicator of S.  Channels are removed one by one, each time the one that leaves the least energy
+missing, so channels that cancel or repeat each other go together.  How much a group of channels
+may lose is settled by its sensitivity: how far the source's answers for the clone classes move
+when half of the group is masked.  Weights are copied, never trained.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import batches
+from ..manifest import Kept, ModuleTensor
+from ..network.branch import Module, resize
+from ..network.channels import Group, Site, kept_indices, prunable_groups
+
+STEPS = 32  # a group loses its channels in so many steps
+FLOOR = 1 / 16  # share of a group's channels that always stays
+SAMPLES = 256  # localised samples that sensitivities are measured on
+ROWS = 60_000  # of a reader's input that its second moments are taken from
+TOLERANCE = 1e-3  # between the masked dense module and the pruned one, relative
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A group with the order in which its channels go, and what is missing after each step."""
+
+    group: Group
+    order: np.ndarray  # (n,) first to go first
+    missing: np.ndarray  # (n + 1,) share of the readers' energy missing after 0..n removals
+    sensitivity: float  # damage to the answers per unit missing
+
+
+def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
+    """Ranks the prunable channels of ``module`` on localised ``features`` (N, ...) at its cut."""
+    groups = prunable_groups(module.part, features[:2])
+    if not groups:
+        return []
+    grams = _grams(module, features, {r for g in groups for r in g.readers})
+    totals = {r: max(g.sum().item(), 1e-12) for r, g in grams.items()}
+    some = features[:: max(1, len(features) // SAMPLES)]
+    answers = _answers(module, some)
+    ranked = []
+    for g in groups:
+        energy = sum(_within(grams[r], g.sites[r, 1]) / totals[r] for r in g.readers)
+        order, missing = greedy_order(energy)
+        half = np.ones(g.size, dtype=bool)
+        half[order[: g.size // 2]] = False
+        with masked(module.part, [(g, half)]):
+            damage = _divergence(answers, _answers(module, some))
+        ranked.append(Ranked(g, order, missing, damage / max(missing[g.size // 2], 1e-9)))
+    return ranked
+
+
+def greedy_order(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order of removal for a Gram matrix (n, n), and the energy missing after each removal."""
+    n = len(energy)
+    cross = np.zeros(n)  # sum of energy[j, removed]
+    left = np.ones(n, dtype=bool)
+    order, missing, total = np.zeros(n, dtype=int), np.zeros(n + 1), 0.0
+    diagonal = energy.diagonal()
+    for k in range(n):
+        gain = np.where(left, diagonal + 2 * cross, np.inf)
+        j = int(gain.argmin())
+        total += gain[j]
+        order[k], left[j] = j, False
+        missing[k + 1] = max(total, missing[k])  # what cancels now may not cancel later
+        cross += energy[:, j]
+    return order, missing
+
+
+def select(
+    module: Module, ranked: list[Ranked], share: float, cells: dict[str, int]
+) -> list[tuple[Group, np.ndarray]]:
+    """Channels to keep, as (group, (n,) bool), so that about ``share`` of the module stays: of its
+    parameters and of its MACs, in the mean (``cells``: see ``weight_cells``).
+
+    Step by step the group loses channels whose removal costs least for what it saves.
+    """
+    tensors = {n: list(t.shape) for n, t in module.part.state_dict().items()}
+    weight = _prices(tensors, cells)
+    size = lambda: sum(float(np.prod(s)) * weight[n] for n, s in tensors.items())  # noqa: E731
+    removed = [0] * len(ranked)
+    while size() > share:
+        best, best_price = None, np.inf
+        for i, r in enumerate(ranked):
+            step = max(1, r.group.size // STEPS)
+            if removed[i] + step > r.group.size * (1 - FLOOR):
+                continue
+            damage = r.sensitivity * (r.missing[removed[i] + step] - r.missing[removed[i]])
+            price = damage / _saved(tensors, weight, r.group, step)
+            if price < best_price:
+                best, best_price = i, price
+        if best is None:
+            break
+        step = max(1, ranked[best].group.size // STEPS)
+        removed[best] += step
+        for (tensor, axis), indices in ranked[best].group.sites.items():
+            tensors[tensor][axis] -= step * indices.shape[1]
+    kept = []
+    for r, count in zip(ranked, removed):
+        stay = np.ones(r.group.size, dtype=bool)
+        stay[r.order[:count]] = False
+        kept.append((r.group, stay))
+    return kept
+
+
+def prune(
+    module: Module,
+    slices: dict[str, ModuleTensor],
+    chosen: list[tuple[Group, np.ndarray]],
+    example: Tensor,
+) -> tuple[Module, dict[str, ModuleTensor]]:
+    """A copy of ``module`` without the channels that are not chosen, and how the source's tensors
+    are sliced for it (``slices``: how they are sliced already).
+
+    Every removal is checked against the masked dense module on ``example``; a group that does not
+    agree is left whole.
+    """
+    chosen = [(g, stay) for g, stay in chosen if not stay.all()]
+    pruned, kept = _remove(module, slices, chosen)
+    if _agrees(module, pruned, chosen, example):
+        return pruned, kept
+    sound = []
+    for one in chosen:
+        try:
+            if _agrees(module, _remove(module, slices, [one])[0], [one], example):
+                sound.append(one)
+        except RuntimeError:  # shapes do not fit any more
+            continue
+    return _remove(module, slices, sound)
+
+
+class masked:
+    """Within it, a module's readers see zeros for the channels that are not kept."""
+
+    def __init__(self, part: nn.Module, chosen: list[tuple[Group, np.ndarray]]) -> None:
+        self.part, self.chosen, self.handles = part, chosen, []
+
+    def __enter__(self) -> None:
+        for group, stay in self.chosen:
+            for reader in group.readers:
+                m = self.part.get_submodule(reader.removesuffix(".weight"))
+                mask = torch.ones(m.weight.shape[1])
+                mask[torch.from_numpy(group.sites[reader, 1][~stay].ravel())] = 0.0
+                if isinstance(m, nn.Conv2d):
+                    mask = mask[:, None, None]
+                self.handles.append(
+                    m.register_forward_pre_hook(_multiply(mask.to(m.weight.device)))
+                )
+
+    def __exit__(self, *error) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _multiply(mask: Tensor):
+    return lambda module, args: (args[0] * mask, *args[1:])
+
+
+def _remove(module: Module, slices, chosen) -> tuple[Module, dict[str, ModuleTensor]]:
+    pruned = copy.deepcopy(module)
+    state = pruned.part.state_dict()
+    lengths = {(n, axis): size for n, t in state.items() for axis, size in enumerate(t.shape)}
+    cuts: dict[Site, np.ndarray] = {}
+    for group, stay in chosen:
+        for site, indices in kept_indices(group, stay, lengths).items():
+            before = cuts.get(site)
+            cuts[site] = indices if before is None else np.intersect1d(before, indices)
+    kept = dict(slices)
+    for (name, axis), indices in cuts.items():
+        state[name] = state[name].index_select(
+            axis, torch.from_numpy(indices).to(state[name].device)
+        )
+        done = {k.axis: k.indices for k in kept[name].kept}
+        earlier = done.get(axis)
+        done[axis] = [earlier[i] for i in indices] if earlier is not None else indices.tolist()
+        kept[name] = ModuleTensor(kept=[Kept(axis=a, indices=done[a]) for a in sorted(done)])
+    resize(pruned.part, state)
+    return pruned, kept
+
+
+@torch.no_grad()
+def _agrees(module: Module, pruned: Module, chosen, example: Tensor) -> bool:
+    try:
+        found = torch.cat(pruned(example.clone()), dim=1)
+    except RuntimeError:
+        return False
+    with masked(module.part, chosen):
+        expected = torch.cat(module(example.clone()), dim=1)
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-6))
+
+
+@torch.no_grad()
+def _grams(module: Module, features: Tensor, readers: set[str]) -> dict[str, Tensor]:
+    """G = (W'W) * E[a a'] of each reader, (C, C) in float64."""
+    moments: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+    per_batch = max(1, ROWS // max(1, -(-len(features) // 64)))
+
+    def watch(name: str, channel_axis: int):
+        def hook(m, args) -> None:  # noqa: ANN001
+            a = args[0].movedim(channel_axis, -1).flatten(0, -2)
+            a = a[:: max(1, len(a) // per_batch)]
+            moments[name] = moments.get(name, 0) + (a.T @ a).double()
+            rows[name] = rows.get(name, 0) + len(a)
+
+        return hook
+
+    handles = []
+    for name in sorted(readers):
+        m = module.part.get_submodule(name.removesuffix(".weight"))
+        axis = 1 if isinstance(m, nn.Conv2d) else -1
+        handles.append(m.register_forward_pre_hook(watch(name, axis)))
+    try:
+        for part in batches(len(features), 64):
+            module(features[part].clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    state = module.part.state_dict()
+    grams = {}
+    for name in readers:
+        w = state[name].double().transpose(0, 1).flatten(1)  # (C, O k k)
+        grams[name] = ((w @ w.T) * moments[name] / rows[name]).cpu()
+    return grams
+
+
+def _within(gram: Tensor, indices: np.ndarray) -> np.ndarray:
+    """The Gram matrix of a group's channels, each standing at m indices of the reader."""
+    n, m = indices.shape
+    flat = torch.from_numpy(indices.ravel())
+    return gram[flat][:, flat].reshape(n, m, n, m).sum((1, 3)).numpy()
+
+
+@torch.no_grad()
+def _answers(module: Module, features: Tensor) -> Tensor:
+    return torch.cat(
+        [module(features[p].clone())[1] for p in batches(len(features), 64)]
+    ).log_softmax(1)
+
+
+def _divergence(expected: Tensor, found: Tensor) -> float:
+    return F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
+
+
+def _prices(tensors: dict[str, list[int]], cells: dict[str, int]) -> dict[str, float]:
+    """What a number of each tensor costs, as a share of the whole module: parameters and MACs
+    count half each."""
+    numbers = {n: float(np.prod(s)) for n, s in tensors.items()}
+    parameters = sum(numbers.values())
+    macs = max(sum(numbers[n] * cells.get(n, 0) for n in tensors), 1.0)
+    return {n: 0.5 / parameters + 0.5 * cells.get(n, 0) / macs for n in tensors}
+
+
+def _saved(
+    tensors: dict[str, list[int]], weight: dict[str, float], group: Group, step: int
+) -> float:
+    """The share of the module that goes with ``step`` channels of ``group``."""
+    saved = 0.0
+    for (tensor, axis), indices in group.sites.items():
+        shape = tensors[tensor]
+        saved += (
+            weight[tensor] * float(np.prod(shape)) * step * indices.shape[1] / max(shape[axis], 1)
+        )
+    return max(saved, 1e-12)

@@ -1,0 +1,227 @@
+"""Scoring candidates in closed form, from one pass of each network.
+
+For each pair of positions: a closed-form adapter, the source's part after the cut on what it
+gives, and a closed-form join, all fitted on some images and judged on others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import Images, Progress, batches, no_progress
+from ..manifest import Candidate, ModuleTensor
+from ..network.adapter import Adapter
+from ..network.branch import Module, module_after
+from ..network.channels import weight_cells
+from ..network.graph import INPUT, Position
+from ..network.join import GaussianGate
+from .adapter import exact_input, kernel_for, ridge
+from .features import BATCH, localised_features, source_features, target_features
+from .join import discriminant, fit_one_sided
+from .localize import Ranked, prune, rank_channels, select
+from .probe import probe_images
+from .score import Scores, score
+from .search import Grid
+from .task import Task, subset
+
+PRICE = 0.02  # accuracy that a candidate must gain for each target's worth of added MACs
+PER_CLASS = 100  # images of a class looked at: one half to fit, the other to judge
+PROBES = 256  # generated images looked at when there are no others
+MEMORY = 3 << 30  # bytes of recorded features
+ROWS = 40_000  # of a regression
+
+
+@dataclass
+class Study:
+    """A task on the images of a search, with what both networks say about them."""
+
+    task: Task
+    grid: Grid
+    seed: int
+    target_pre: Tensor
+    z_t: Tensor
+    taps: dict[str, Tensor]
+    cuts: dict[str, Tensor]
+    modules: dict[str, tuple[Module, dict[str, ModuleTensor]]]
+    reference: Tensor  # the source's pre-logits
+    adapters: dict[tuple[str, str], Adapter]
+    ranked: dict[str, list[Ranked]]
+
+    @classmethod
+    def of(cls, task: Task, grid: Grid, seed: int, progress: Progress = no_progress) -> Study:
+        """Runs both networks on the task's images; on generated ones if it has none."""
+        task = _with_probes(task, seed) if task.images is None else _within_memory(task, grid)
+        taps = list(dict.fromkeys(t.name for t, _ in grid.pairs))
+        positions = list({c.name: c for _, c in grid.pairs}.values())
+        target_pre, z_t, tap_features = target_features(
+            task.target, task.images.views[0], taps, progress=progress
+        )
+        _, cut_features = source_features(
+            task.source, task.images.views[1], positions, progress=progress
+        )
+        modules = {c.name: module_after(grid.source, grid.head, c, task.columns) for c in positions}
+        first = positions[0].name
+        reference, _ = run_module(modules[first][0], cut_features[first])
+        return cls(task, grid, seed, target_pre, z_t, tap_features, cut_features, modules,
+                   reference, {}, {})  # fmt: skip
+
+    def score_pairs(self, progress: Progress = no_progress) -> Iterator[Candidate]:
+        """Every pair with all its channels.
+
+        With images the score is the mean accuracy on original and clone classes (without original
+        images: the branch's), less ``PRICE`` times the added MACs.  Without images it is the share
+        of the variance of the source's pre-logits that survives, on generated images.
+        """
+        done = 0
+        for group in _groups(self.grid.pairs):
+            tap = group[0][0]
+            adapters = fit_adapters(
+                self.task, tap, [c for _, c in group], self.taps[tap.name],
+                [self.cuts[c.name] for _, c in group], ROWS,
+            )  # fmt: skip
+            for (_, cut), adapter in zip(group, adapters):
+                progress("scoring pairs", done, len(self.grid.pairs))
+                done += 1
+                self.adapters[tap.name, cut.name] = adapter
+                yield self._candidate(tap, cut, self.modules[cut.name][0], 1.0)
+        progress("scoring pairs", done, done)
+
+    def score_shares(self, candidate: Candidate, shares: Sequence[float]) -> list[Candidate]:
+        """The pair of ``candidate`` with each share of its module's channels."""
+        tap, cut = (
+            self.grid.target.position(candidate.tap),
+            self.grid.source.position(candidate.cut),
+        )
+        module, slices = self.modules[cut.name]
+        example = self.cuts[cut.name][:2]
+        if cut.name not in self.ranked:
+            fit = self.task.is_new & ~self.task.held_out
+            features = localised_features(
+                self.task.source, self.task.images.views[1][fit], cut, self.seed
+            )
+            self.ranked[cut.name] = rank_channels(module, features)
+        cells = weight_cells(module.part, example)
+        found = []
+        for share in shares if self.ranked[cut.name] else ():
+            chosen = select(module, self.ranked[cut.name], share, cells)
+            pruned, _ = prune(module, slices, chosen, example)
+            found.append(self._candidate(tap, cut, pruned, share))
+        return found
+
+    def _candidate(self, tap: Position, cut: Position, module: Module, share: float) -> Candidate:
+        adapter = self.adapters[tap.name, cut.name]
+        pre, z_b = run_module(module, self.taps[tap.name], adapter)
+        scores, fit = self._judge(pre, z_b)
+        dense, _ = self.modules[cut.name]
+        macs = adapter.macs + module_macs(self.grid, cut, dense, module, self.cuts[cut.name][:1])
+        if scores is None:
+            worth = fit
+        else:
+            worth = scores.branch if scores.average is None else scores.average
+        worth -= PRICE * macs / max(sum(self.grid.target.macs.values()), 1)
+        return Candidate(
+            tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),
+            branch_accuracy=scores and rounded(scores.branch),
+            joint_accuracy=scores and rounded(scores.joint),
+            average_accuracy=scores and rounded(scores.average),
+            locality=scores and rounded(scores.locality),
+            fit=round(fit, 6), macs=macs,
+            parameters=sum(p.numel() for m in (adapter, module) for p in m.parameters()),
+        )  # fmt: skip
+
+    def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
+        """Figures on the held-out images, and the share of the pre-logits' variance explained."""
+        task, reference = self.task, self.reference
+        held, fit = task.judged, ~task.held_out
+        rest = (pre[held] - reference[held]).square().sum()
+        spread = (reference[held] - reference[held].mean(0)).square().sum()
+        explained = 1.0 - (rest / spread.clamp(min=1e-12)).item()
+        if not bool(task.is_new.any()):
+            return None, explained
+        target_pre, pre, z_t, z_b = (t.cpu() for t in (self.target_pre, pre, self.z_t, z_b))
+        if task.old:
+            features = torch.cat([target_pre, pre], dim=1)
+            gate = GaussianGate(features.shape[1], task.old, task.new)
+            weight, bias = discriminant(features[fit], task.ids[fit], task.old + task.new)
+            gate.weight.copy_(weight)
+            gate.bias.copy_(bias)
+        else:
+            gate = fit_one_sided(z_t[fit], z_b[fit])
+        z_new = gate(target_pre, pre, z_t, z_b)
+        return score(z_t[held], z_new[held], task.label_index[held]), explained
+
+
+def module_macs(grid: Grid, cut: Position, dense: Module, module: Module, example: Tensor) -> int:
+    """MACs per image of ``module``, a pruned copy of ``dense``, the part after ``cut``."""
+    cells = weight_cells(dense.part, example)
+    before, after = dense.part.state_dict(), module.part.state_dict()
+    whole = dict(grid.source.root.state_dict())
+    sliced = sum((whole[n].numel() - after[n].numel()) * k for n, k in cells.items() if n in before)
+    return grid.source.macs_after(cut) - sliced
+
+
+def fit_adapters(
+    task: Task,
+    tap: Position,
+    cuts: Sequence[Position],
+    tap_features: Tensor,
+    cut_features: Sequence[Tensor],
+    rows: int,
+) -> list[Adapter]:
+    """Closed-form adapters from one tap to cuts of one grid size, from the images not held out."""
+    if tap.name == INPUT and cuts[0].name == INPUT:
+        adapter = exact_input(task.target.ref.preprocessing, task.source.ref.preprocessing)
+        if adapter is not None:
+            return [adapter.to(tap_features.device)]
+    kernel = kernel_for(tap.layout, cuts[0].layout)
+    adapters = [Adapter(tap.layout, c.layout, kernel).to(tap_features.device) for c in cuts]
+    fit = (~task.held_out).to(tap_features.device)
+    ridge(adapters, tap_features[fit], [c[fit] for c in cut_features], rows=rows)
+    return [a.requires_grad_(False) for a in adapters]
+
+
+@torch.no_grad()
+def run_module(
+    module: Module, features: Tensor, adapter: Adapter | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pre-logits (N, D) and logits (N, K) of features at the cut, or at the tap of ``adapter``."""
+    out = []
+    for part in batches(len(features), BATCH):
+        x = features[part]
+        out.append(module(adapter(x) if adapter else x.clone()))
+    return torch.cat([p for p, _ in out]), torch.cat([z for _, z in out])
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _groups(pairs: list[tuple[Position, Position]]) -> list[list[tuple[Position, Position]]]:
+    """Pairs with the same tap, grid size and kernel, whose regressions share their left side."""
+    groups: dict[tuple, list] = {}
+    for tap, cut in pairs:
+        key = (tap.name, cut.layout.grid, kernel_for(tap.layout, cut.layout), cut.name == INPUT)
+        groups.setdefault(key, []).append((tap, cut))
+    return list(groups.values())
+
+
+def _with_probes(task: Task, seed: int) -> Task:
+    """The task on generated images, which belong to no class."""
+    views = [probe_images(PROBES, n.input_size, seed) for n in (task.target, task.source)]
+    held = torch.arange(PROBES) % 4 == 3
+    images = Images(views, [""] * PROBES)
+    return Task(task.source, task.target, task.classes, [], images,
+                torch.full((PROBES,), -1), held)  # fmt: skip
+
+
+def _within_memory(task: Task, grid: Grid) -> Task:
+    positions = {("t", t.name): t for t, _ in grid.pairs} | {
+        ("s", c.name): c for _, c in grid.pairs
+    }
+    per_image = 4 * sum(p.layout.elements for p in positions.values())
+    classes = task.old + task.new
+    return subset(task, max(6, min(PER_CLASS, MEMORY // (per_image * classes))), held_out_every=2)
