@@ -20,6 +20,7 @@ from .manifest import Manifest, canonical_json, parse
 
 MANIFEST_KEY = "pnc.manifest"
 TARGET_HEADER_KEY = "pnc.target_header"  # only patched checkpoints have it
+PARTS = ("adapter.", "module.", "join.")  # one of them begins each tensor's name
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ def open_clone(path: Path) -> Clone:
         raise BadInput(f"{path}: is not a clone: no '{MANIFEST_KEY}' in its metadata",
                        hint="pnc clone makes one; pnc info FILE says what a file is")  # fmt: skip
     if TARGET_HEADER_KEY in metadata:
-        raise BadInput(f"{path}: is a patched checkpoint, not a clone", hint="give the clone's own file")
+        raise BadInput(
+            f"{path}: is a patched checkpoint, not a clone", hint="give the clone's own file"
+        )
+    if strangers := [n for n in header.tensors if not n.startswith(PARTS)]:
+        raise BadInput(f"{path}: tensor '{strangers[0]}' belongs to no part of a clone")
     manifest = parse(metadata[MANIFEST_KEY], Manifest, str(path))
     sidecar = path.with_suffix(".json")
     if sidecar.is_file() and sidecar.read_bytes() != canonical_json(manifest):
@@ -100,8 +105,11 @@ def write_clone(
     inputs: Iterable[Path] = (),
 ) -> None:
     """Writes a clone and its sidecar, both or neither."""
-    entries = lay_out({n: TensorEntry(t.dtype, t.shape, 0, len(t.data)) for n, t in tensors.items()})
+    entries = lay_out(
+        {n: TensorEntry(t.dtype, t.shape, 0, len(t.data)) for n, t in tensors.items()}
+    )
     document = canonical_json(manifest)
+    parse(document, Manifest, str(output))  # what could not be read again is not written
     with Outputs(force=force, inputs=inputs) as outputs:
         f = outputs.open(output)
         f.write(format_header(entries, {MANIFEST_KEY: document.decode("utf-8")}))

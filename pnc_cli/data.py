@@ -38,17 +38,21 @@ class ImageSource:
     by_class: dict[str, list[int]]
     _dataset: object
 
-    def read(self, index: int) -> tuple[str, bytes | Image.Image]:
-        """File name and undecoded bytes of an image (some datasets hand out decoded ones)."""
+    def read(self, index: int) -> tuple[str, bytes | Image.Image | Exception]:
+        """File name and undecoded bytes of an image (some datasets hand out decoded ones), or what
+        went wrong in reading them."""
         reader = getattr(self._dataset, "reader", None)
         if reader is None:
             return f"{self.name}[{index}]", self._dataset[index][0]
-        item = reader[index][0]
-        if isinstance(item, Image.Image):
-            return f"{self.name}[{index}]", item
-        with item:
-            data = item.read()
-        return f"{self.name}:{_file_name(reader, index)}", data
+        name = f"{self.name}:{_file_name(reader, index)}"
+        try:
+            item = reader[index][0]
+            if isinstance(item, Image.Image):
+                return f"{self.name}[{index}]", item
+            with item:
+                return name, item.read()
+        except Exception as e:  # a dangling link, a truncated tar
+            return name, e
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,11 @@ def load_images(
     distinct = list(dict.fromkeys(_key(v) for v in views))
     transforms = [_transform(next(v for v in views if _key(v) == k)) for k in distinct]
 
-    def decode(item: tuple[str, bytes | Image.Image]) -> list[Tensor] | Exception:
+    def decode(item: tuple[str, bytes | Image.Image | Exception]) -> list[Tensor] | Exception:
         name, data = item
         try:
+            if isinstance(data, Exception):
+                raise data
             image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
             return [t(image) for t in transforms]
         except Exception as e:  # Pillow's decoders raise nearly anything on broken files
@@ -191,14 +197,19 @@ def _transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
 def _by_class(dataset: object) -> dict[str, list[int]]:
     """Class name -> indices, in the dataset's own order."""
     reader = getattr(dataset, "reader", dataset)
-    names = next((n for key in ("class_to_idx", "class_name_to_idx") if (n := getattr(reader, key, None))), None)
+    names = next(
+        (n for key in ("class_to_idx", "class_name_to_idx") if (n := getattr(reader, key, None))),
+        None,
+    )
     if getattr(reader, "targets", None) is not None:  # tars, torchvision
         targets = [int(t) for t in reader.targets]
     elif isinstance(getattr(reader, "samples", None), list):  # folders
         targets = [t for _, t in reader.samples]
     elif hasattr(reader, "label_key"):  # Hugging Face datasets
         targets = list(reader.dataset[reader.label_key])
-        names = names or {n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)}
+        names = names or {
+            n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)
+        }
     else:
         targets = [int(reader[i][1]) for i in range(len(reader))]
     by_index = {i: str(name) for name, i in names.items()} if names else {}

@@ -13,7 +13,7 @@ from .checkpoint.identity import resolve_identity
 from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, open_clone, verify_clone
 from .errors import BadInput
 from .manifest import Manifest, Patched, Plan, parse, to_plain
-from .patch import open_checkpoint
+from .patch import open_checkpoint, verify_target
 
 DOCUMENTS = {"pnc.clone": Manifest, "pnc.patched": Patched, "pnc.plan": Plan}
 
@@ -65,10 +65,13 @@ def _clone(path: Path) -> Description:
 
 def _patched(path: Path) -> Description:
     checkpoint = open_checkpoint(path)
+    verify_target(checkpoint)
     lines = [f"{path}: a patched checkpoint; its target has sha256 {checkpoint.target_sha256}"]
     for clone in checkpoint.clones:
         verify_clone(clone)
-        lines.append(f"clone '{clone.name}': {', '.join(clone.manifest.labels)}\n{_lines(clone.manifest)}")
+        lines.append(
+            f"clone '{clone.name}': {', '.join(clone.manifest.labels)}\n{_lines(clone.manifest)}"
+        )
     document = {
         "kind": "patched checkpoint",
         "target_sha256": checkpoint.target_sha256,
@@ -97,7 +100,9 @@ def _checkpoint(path: Path, header: Header) -> Description:
         document |= {"architecture": known.architecture, "model_args": known.model_args,
                      "label_names": labels, "named_by": known.origin}  # fmt: skip
         shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-        lines.append(f"  {known.architecture} (from {known.origin})" + (f": {shown}" if shown else ""))
+        lines.append(
+            f"  {known.architecture} (from {known.origin})" + (f": {shown}" if shown else "")
+        )
     return Description(document, "\n".join(lines))
 
 

@@ -70,8 +70,8 @@ def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluat
         joint_accuracy=_share(right),
         branch_accuracy=_share((z[:, old:].argmax(1) + old == label)[~is_old]) if patched else None,
         target_accuracy=_share((alone == label)[is_old]),
-        locality=_share((predicted == alone)[is_old]),
-        right_to_wrong=_share(((alone == label) & ~right)[is_old]),
+        locality=_share((predicted == alone)[is_old]) if patched else None,
+        right_to_wrong=_share(((alone == label) & ~right)[is_old]) if patched else None,
         calibration_error=_calibration_error(probability, right),
         per_class={names[c]: _share(right[label == c]) for c in label.unique().tolist()},
     )

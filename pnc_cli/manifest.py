@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from .checkpoint.identity import check_model_args
 from .errors import BadInput
 
 CLONE_SCHEMA = "pnc.clone/1"
@@ -249,6 +250,8 @@ def parse(text: str | bytes, kind: type[msgspec.Struct], where: str):
 
 def _check(m: Manifest, where: str) -> None:
     """What the types cannot say."""
+    if not re.fullmatch(CLONE_NAME, m.name):  # "$" alone lets a newline pass
+        raise BadInput(f"{where}: clone name {m.name!r} is not letters, digits, - and _")
     n = len(m.classes)
     if n == 0 or [c.position for c in m.classes] != list(range(n)) or len(m.columns) != n:
         raise BadInput(f"{where}: clone '{m.name}': classes and columns do not match")
@@ -257,8 +260,16 @@ def _check(m: Manifest, where: str) -> None:
     for ref in (m.source, m.target):
         if not re.fullmatch(r"[A-Za-z0-9_]+", ref.architecture):
             raise BadInput(f"{where}: architecture {ref.architecture!r} is not a plain timm name")
+        check_model_args(ref.model_args, where)
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of all documents that pnc writes to disk."""
-    return msgspec.json.schema(Manifest | Patched | Plan)
+    documents, types = msgspec.json.schema_components(
+        [Manifest, Patched, Plan], ref_template="#/$defs/{name}"
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "anyOf": list(documents),
+        "$defs": types,
+    }

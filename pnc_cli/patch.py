@@ -10,7 +10,7 @@ No torch, constant memory; nothing appears under the output's name before it is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     metadata = header.metadata or {}
     if TARGET_HEADER_KEY not in metadata:
         if MANIFEST_KEY in metadata:
-            raise BadInput(f"{path}: is a clone, not a checkpoint", hint="give the target's own file")
+            raise BadInput(
+                f"{path}: is a clone, not a checkpoint", hint="give the target's own file"
+            )
         for name in [*header.tensors, *metadata]:
             if name.startswith(RESERVED):
                 raise BadInput(f"{path}: '{name}' uses the reserved prefix '{RESERVED}'")
@@ -66,7 +68,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     clones, strangers = [], set(header.tensors) - set(own)
     for manifest in patched.clones:
         prefix = f"{RESERVED}{manifest.name}."
-        ours = {n.removeprefix(prefix): t for n, t in header.tensors.items() if n.startswith(prefix)}
+        ours = {
+            n.removeprefix(prefix): t for n, t in header.tensors.items() if n.startswith(prefix)
+        }
         strangers -= {prefix + n for n in ours}
         ours.pop("padding", None)
         clones.append(Clone(manifest, path, header.data_start, ours, prefix))
@@ -91,7 +95,8 @@ def inject(
     Raises ``Incompatible`` for a clone of another target, a clone that is there already, and a
     label that is taken; nothing has been written then.
     """
-    with Outputs(force=force, inputs=[target, *clones]) as outputs:
+    sidecars = [p.with_suffix(".json") for p in (target, *clones)]
+    with Outputs(force=force, inputs=[target, *clones, *sidecars]) as outputs:
         f = outputs.open(output)
         checkpoint = open_checkpoint(target)
         new = _renamed([open_clone(p) for p in clones], rename or {})
@@ -128,8 +133,16 @@ def eject(
             outputs.open(sidecar_of(output)).write(canonical_json(patched))
             return patched
         f.write(checkpoint.target.raw)
-        _copy_target(f, checkpoint, checkpoint.target_sha256)
+        for chunk in _target_data(checkpoint, checkpoint.target_sha256):
+            f.write(chunk)
     return None
+
+
+def verify_target(checkpoint: Checkpoint) -> None:
+    """Checks that the target in a patched checkpoint is what was patched; raises ``BadInput``."""
+    if checkpoint.target_sha256 is not None:
+        for _ in _target_data(checkpoint, checkpoint.target_sha256):
+            pass
 
 
 def _write(f, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -> Patched:
@@ -139,6 +152,8 @@ def _write(f, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -
         target_sha256=target_sha256,
         clones=[c.manifest for c in clones],
     )
+    document = canonical_json(patched)
+    parse(document, Patched, "the new manifest")  # what could not be read again is not written
     tensors, at, plan = dict(checkpoint.target.tensors), checkpoint.target.data_size, []
     for clone in clones:
         prefix = f"{RESERVED}{clone.name}."
@@ -151,10 +166,11 @@ def _write(f, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -
     metadata = {
         **(checkpoint.target.metadata or {}),
         TARGET_HEADER_KEY: checkpoint.target.text.decode("utf-8"),
-        MANIFEST_KEY: canonical_json(patched).decode("utf-8"),
+        MANIFEST_KEY: document.decode("utf-8"),
     }
     f.write(format_header(tensors, metadata))
-    _copy_target(f, checkpoint, target_sha256)
+    for chunk in _target_data(checkpoint, target_sha256):
+        f.write(chunk)
     for clone, gap, names in plan:
         f.write(bytes(gap))
         digests = {}
@@ -170,14 +186,14 @@ def _write(f, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -
     return patched
 
 
-def _copy_target(f, checkpoint: Checkpoint, sha256: str) -> None:
-    """Copies the target's data region, and checks that with its header it is the target file."""
+def _target_data(checkpoint: Checkpoint, sha256: str) -> Iterator[bytes]:
+    """Yields the target's data region; ``BadInput`` unless with its header it is the target file."""
     h = hashlib.sha256(checkpoint.target.raw)
     with open(checkpoint.path, "rb") as source:
         start, size = checkpoint.header.data_start, checkpoint.target.data_size
         for chunk in read_span(source, start, size, checkpoint.path):
             h.update(chunk)
-            f.write(chunk)
+            yield chunk
     if h.hexdigest() != sha256:
         raise BadInput(
             f"{checkpoint.path}: the target in it is not what was patched: "
@@ -226,7 +242,7 @@ def _check_target(
 def _first_difference(manifest: Manifest, found: dict[str, TensorDigest]) -> str:
     """Names the first tensor that is not the clone's target's."""
     expected, name = manifest.target_tensors, manifest.target.architecture
-    for tensor, digest in found.items():
+    for tensor in found:
         if tensor not in expected:
             return f"tensor '{tensor}' is not in its target, a {name}"
     for tensor, wanted in expected.items():

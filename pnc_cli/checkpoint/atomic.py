@@ -68,22 +68,32 @@ class Outputs:
             f.flush()
             os.fsync(f.fileno())
             f.close()
-        if self._force:  # an old sidecar never stands beside a new main file
-            for final, _, _ in self._staged[1:]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(final)
         done: list[Path] = []
+        aside: list[tuple[Path, Path]] = []  # old sidecars: hidden name, name
         try:
+            if self._force:  # an old sidecar never stands beside a new main file
+                for final, temporary, _ in self._staged[1:]:
+                    old = temporary.with_suffix(".old")
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(final, old)
+                        aside.append((old, final))
             for final, temporary, _ in self._staged:
                 if self._force:
                     os.replace(temporary, final)
                 else:
                     _rename_new(temporary, final)
-                    done.append(final)
+                done.append(final)
         except BaseException:
-            for final in done:  # only what this very call created
-                os.unlink(final)
+            if not self._force:
+                for final in done:  # only what this very call created
+                    os.unlink(final)
+            elif not done:
+                while aside:
+                    os.rename(*aside.pop())
             raise
+        finally:
+            for old, _ in aside:
+                os.unlink(old)
         for folder in {final.parent for final, _, _ in self._staged}:
             with contextlib.suppress(OSError):  # not every file system can
                 fd = os.open(folder, os.O_RDONLY)
@@ -105,7 +115,9 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
         )
     for given in inputs:
         if final.exists() and given.exists() and os.path.samefile(final, given):
-            raise UsageError(f"{path}: is an input, which is never written to", hint="choose another -o")
+            raise UsageError(
+                f"{path}: is an input, which is never written to", hint="choose another -o"
+            )
     if final.is_dir():
         raise UsageError(f"{path}: is a folder", hint="-o names a file")
     if final.exists() and not final.is_file():

@@ -128,7 +128,9 @@ def format_header(tensors: dict[str, TensorEntry], metadata: dict[str, str]) -> 
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise BadInput(f"the header would take {len(text):,} bytes; the format allows {MAX_HEADER:,}")
+        raise BadInput(
+            f"the header would take {len(text):,} bytes; the format allows {MAX_HEADER:,}"
+        )
     return len(text).to_bytes(8, "little") + text
 
 

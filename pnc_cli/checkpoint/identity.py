@@ -49,7 +49,7 @@ def resolve_identity(
     if architecture is not None:
         known = _identity({"architecture": architecture}, flag)
     if model_args:
-        known = replace(known, model_args=_model_args(model_args, "the command's flag"))
+        known = replace(known, model_args=check_model_args(model_args, "the command's flag"))
     for read in (lambda: _from_metadata(header, path), lambda: _from_json(path.with_suffix(".json")),
                  lambda: _from_json(path.parent / "config.json")):  # fmt: skip
         if (more := read()) is not None:
@@ -84,8 +84,8 @@ def _from_metadata(header: Header, path: Path) -> Identity | None:
         if key in given:
             text = given[key]
             try:
-                fields[key] = text if key == "architecture" else json.loads(text)
-            except ValueError as e:
+                fields[key] = text if key == "architecture" else _json(text)
+            except (ValueError, RecursionError) as e:
                 raise BadInput(f"{path}: metadata '{key}' is not JSON: {e}") from None
     return _identity(fields, "the file's metadata") if fields else None
 
@@ -98,7 +98,7 @@ def _from_json(path: Path) -> Identity | None:
     except (OSError, UnicodeDecodeError) as e:
         raise BadInput(f"{path}: cannot be read: {e}") from e
     try:
-        fields = json.loads(text)
+        fields = _json(text)
     except (ValueError, RecursionError) as e:
         raise BadInput(f"{path}: not valid JSON: {e}") from None
     if not isinstance(fields, dict):
@@ -106,6 +106,15 @@ def _from_json(path: Path) -> Identity | None:
     if "schema" in fields:  # a sidecar of pnc's own
         return None
     return _identity(fields, path.name)
+
+
+def _json(text: str) -> Any:
+    """``text`` as JSON proper.  Raises ``ValueError``, also for NaN, which is none."""
+
+    def refuse(value: str) -> None:
+        raise ValueError(f"{value} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _identity(fields: dict[str, Any], where: str) -> Identity:
@@ -127,7 +136,7 @@ def _identity(fields: dict[str, Any], where: str) -> Identity:
     return Identity(
         architecture=architecture,
         num_classes=count,
-        model_args=_model_args(fields.get("model_args") or {}, where),
+        model_args=check_model_args(fields.get("model_args") or {}, where),
         label_names=None if labels is None else _labels(labels, where),
         preprocessing=_preprocessing(cfg, where),
         origin=where if architecture else "",
@@ -142,7 +151,7 @@ def _labels(labels: object, where: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _model_args(args: object, where: str) -> dict[str, Any]:
+def check_model_args(args: object, where: str) -> dict[str, Any]:
     """Arguments for the architecture's constructor; those that could fetch or read are refused."""
     if not isinstance(args, dict):
         raise BadInput(f"{where}: model_args is not an object")
@@ -154,20 +163,32 @@ def _model_args(args: object, where: str) -> dict[str, Any]:
 def _preprocessing(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     found = {k: cfg[k] for k in PREPROCESSING if cfg.get(k) is not None}
     if (size := found.get("input_size")) is not None:
-        if not (isinstance(size, list) and len(size) == 3 and all(type(v) is int and 0 < v <= 8192 for v in size)):
+        if not (
+            isinstance(size, list)
+            and len(size) == 3
+            and all(type(v) is int and 0 < v <= 8192 for v in size)
+        ):
             raise BadInput(f"{where}: input_size is {size!r}, expected [channels, height, width]")
     for key in ("mean", "std"):
         value = found.get(key)
         if value is not None:
-            number = lambda v: type(v) in (int, float)  # noqa: E731
+            number = lambda v: type(v) in (int, float) and abs(v) < 1e9  # noqa: E731
             value = [value] if number(value) else value
             if not (isinstance(value, list) and value and all(map(number, value))):
                 raise BadInput(f"{where}: {key} is {value!r}, expected numbers, one a channel")
+            if key == "std" and min(value) <= 0:
+                raise BadInput(f"{where}: std is {value!r}, expected positive numbers")
             found[key] = value
-    if "crop_pct" in found and not (type(found["crop_pct"]) in (int, float) and 0 < found["crop_pct"] <= 4):
-        raise BadInput(f"{where}: crop_pct is {found['crop_pct']!r}, expected a share such as 0.875")
+    if "crop_pct" in found and not (
+        type(found["crop_pct"]) in (int, float) and 0 < found["crop_pct"] <= 4
+    ):
+        raise BadInput(
+            f"{where}: crop_pct is {found['crop_pct']!r}, expected a share such as 0.875"
+        )
     for key, allowed in (("interpolation", ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")),
                          ("crop_mode", ("center", "squash", "border"))):  # fmt: skip
         if key in found and found[key] not in allowed:
-            raise BadInput(f"{where}: {key} is {found[key]!r}, expected one of {', '.join(allowed)}")
+            raise BadInput(
+                f"{where}: {key} is {found[key]!r}, expected one of {', '.join(allowed)}"
+            )
     return found

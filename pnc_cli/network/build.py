@@ -65,7 +65,9 @@ def check_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         first = str(e).splitlines()[0]
-        raise UsageError(f"--device {name}: {first}", hint="--device cpu works everywhere") from None
+        raise UsageError(
+            f"--device {name}: {first}", hint="--device cpu works everywhere"
+        ) from None
     return device
 
 
@@ -90,7 +92,9 @@ def load_network(
             num_classes=ref.num_classes,
             model_args=ref.model_args,
             label_names=tuple(ref.label_names),
-            preprocessing={k: getattr(ref.preprocessing, k) for k in Preprocessing.__struct_fields__},
+            preprocessing={
+                k: getattr(ref.preprocessing, k) for k in Preprocessing.__struct_fields__
+            },
             origin="the patch manifest",
         )
     else:
@@ -101,6 +105,11 @@ def load_network(
     tensors = read_tensors(path, checkpoint.header, checkpoint.target.tensors)
     _load_strictly(path, model, tensors, identity)
     digests = checkpoint.target_digests()
+    if checkpoint.clones and combined_sha256(digests) != ref.tensors_sha256:
+        raise BadInput(
+            f"{path}: the target in it is not what was patched: its tensors are not those of its manifest",
+            hint="the file was changed or damaged; inject into the original target again",
+        )
     ref = NetworkRef(
         architecture=identity.architecture,
         model_args=identity.model_args,
@@ -116,7 +125,11 @@ def load_network(
 def build_architecture(ref: NetworkRef) -> nn.Module:
     """The architecture of ``ref`` with untrained weights, frozen, in eval mode."""
     model = _create(
-        "the manifest", ref.architecture, ref.num_classes, ref.preprocessing.input_size, ref.model_args
+        "the manifest",
+        ref.architecture,
+        ref.num_classes,
+        ref.preprocessing.input_size,
+        ref.model_args,
     )
     return model.eval().requires_grad_(False)
 
@@ -144,7 +157,9 @@ def _build(path: Path, header: Header, identity: Identity) -> tuple[nn.Module, I
         near = timm.list_models(f"*{name[:6]}*")[:5]
         raise BadInput(
             f"{path}: timm {timm.__version__} has no architecture '{name}' (from {identity.origin})",
-            hint=f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all",
+            hint=f"did you mean {', '.join(near)}?"
+            if near
+            else "timm.list_models() lists them all",
         )
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
     cfg = cfg.to_dict() if cfg else {}
@@ -173,7 +188,9 @@ def _build(path: Path, header: Header, identity: Identity) -> tuple[nn.Module, I
     )
 
 
-def _create(where: str, name: str, classes: int, size: tuple[int, int, int], args: dict) -> nn.Module:
+def _create(
+    where: str, name: str, classes: int, size: tuple[int, int, int], args: dict
+) -> nn.Module:
     if not timm.is_model(name):
         raise Incompatible(f"timm {timm.__version__} has no architecture '{name}'",
                            hint="pip install -U timm")  # fmt: skip
@@ -267,4 +284,3 @@ def _compare(path, identity: Identity, expected: dict, found: dict) -> None:
     for n, shape in expected.items():
         if tuple(found[n]) != shape:
             raise refuse(f"tensor '{n}' has shape {list(found[n])}, expected {list(shape)}")
-

@@ -64,7 +64,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self._leaves = tuple(get_notrace_modules())
+        self._leaves = (*get_notrace_modules(), nn.Linear)  # timm has a Linear of its own
         self.returned: dict[fx.Node, list[str]] = {}
         self.calls: dict[str, int] = {}
 
@@ -251,8 +251,9 @@ def _layout(model, node: fx.Node, shape: tuple[int, ...], input_size) -> Layout 
     if len(shape) == 1:
         return Layout("NC", shape, (1, 1))
     if len(shape) == 2:
-        split = token_grid(shape[0], getattr(model, "num_prefix_tokens", 0) or 0,
-                           input_size[2] / input_size[1])
+        split = token_grid(
+            shape[0], getattr(model, "num_prefix_tokens", 0) or 0, input_size[2] / input_size[1]
+        )
         return split and Layout("NLC", shape, split[1], split[0])
     if len(shape) == 3:
         kind = map_kind(shape, _consumer_hint(model, node))
@@ -273,7 +274,7 @@ def _consumer_hint(model: nn.Module, node: fx.Node) -> str | None:
             return "first"
         if isinstance(m, (nn.Linear, nn.LayerNorm)):
             return "last"
-        if n.op in ("call_function", "call_module"):
+        if n.op in ("call_function", "call_module") and not isinstance(m, nn.Flatten):
             frontier.extend(n.users)
         else:  # permute, reshape, ...: beyond them the axes mean something else
             return None

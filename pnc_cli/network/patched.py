@@ -39,7 +39,9 @@ class PatchedModel(nn.Module):
     is the target's, for ``timm.data.resolve_model_data_config``.
     """
 
-    def __init__(self, target: Network, branches: dict[str, Branch], manifests: list[Manifest]) -> None:
+    def __init__(
+        self, target: Network, branches: dict[str, Branch], manifests: list[Manifest]
+    ) -> None:
         super().__init__()
         labels = [*target.ref.label_names, *(label for m in manifests for label in m.labels)]
         self.manifests = manifests
@@ -60,7 +62,6 @@ class PatchedModel(nn.Module):
             z_t = self.target(x)
         pre = target_pre_logits(seen, self.classifier, z_t)
         return torch.cat([z_t, *(b(seen[b.tap], pre, z_t) for b in self.branches.values())], dim=1)
-
 
     def clone_costs(self) -> list[dict[str, object]]:
         """What each clone adds, as its manifest says; shares are of the target's."""
@@ -123,7 +124,9 @@ def _branch(clone: Clone) -> Branch:
     part = {g: {n.removeprefix(g + "."): t for n, t in tensors.items() if n.startswith(g + ".")}
             for g in ("adapter", "module", "join")}  # fmt: skip
     if sum(map(len, part.values())) != len(tensors):
-        raise BadInput(f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it")
+        raise BadInput(
+            f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it"
+        )
     adapter = Adapter(layout_of(m.tap), layout_of(m.cut), m.adapter.kernel)
     try:
         adapter.load_state_dict(part["adapter"])
