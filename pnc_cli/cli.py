@@ -16,7 +16,7 @@ from .commands.eval import evaluate
 from .commands.info import info
 from .commands.inject import inject
 from .commands.search import search
-from .errors import INTERRUPTED, PncError, UsageError
+from .errors import Interrupted, PncError, UsageError
 from .report import print_error
 
 app = typer.Typer(
@@ -70,11 +70,10 @@ def run(argv: list[str]) -> int:
             print(error.message, file=sys.stderr)
             return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("pnc: interrupted; nothing was left behind", file=sys.stderr)
-        return INTERRUPTED
+        error = Interrupted("interrupted; nothing was left behind")
     except (BrokenPipeError, SystemExit):  # Typer answers the first with the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INTERRUPTED
+        return Interrupted.exit_code
     except Exception as e:
         if "PNC_TRACEBACK" in os.environ:
             traceback.print_exc()

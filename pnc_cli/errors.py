@@ -15,7 +15,6 @@ exit meaning
 
 from __future__ import annotations
 
-INTERRUPTED = 130
 INTERNAL = 70
 
 
@@ -48,6 +47,13 @@ class UsageError(PncError):
 
     exit_code = 2
     code = "usage"
+
+
+class Interrupted(PncError):
+    """A signal, or a reader of our output that went away."""
+
+    exit_code = 130
+    code = "interrupted"
 
 
 class BadInput(PncError):

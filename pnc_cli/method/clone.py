@@ -29,7 +29,7 @@ from ..manifest import (
     Join as JoinInfo,
 )
 from ..network.adapter import Adapter
-from ..network.branch import Module, features_of, module_after
+from ..network.branch import Module, features_of, mean_logit, module_after
 from ..network.build import TORCH_DTYPES
 from ..network.channels import weight_cells
 from ..network.graph import INPUT, Position
@@ -91,9 +91,9 @@ def make_clone(
 
     evidence = [t.cpu() for t in (target_pre, pre, z_t, z_b)]
     measured = _measure(
-        task, fit_join(task, evidence, ~task.held_out), evidence, source_logits.cpu()
+        task, fit_join(task, grid, evidence, ~task.held_out), evidence, source_logits.cpu()
     )
-    join = fit_join(task, evidence, torch.ones_like(task.held_out))
+    join = fit_join(task, grid, evidence, torch.ones_like(task.held_out))
     tensors = _raw({"adapter": adapter, "join": join, "module": module.part})
     manifest = Manifest(
         schema=CLONE_SCHEMA,
@@ -151,13 +151,13 @@ def localize(
     return prune(dense, slices, chosen, example)
 
 
-def fit_join(task: Task, evidence: Sequence[Tensor], fit: Tensor) -> Join:
+def fit_join(task: Task, grid: Grid, evidence: Sequence[Tensor], fit: Tensor) -> Join:
     """The join from the images selected by ``fit`` (N,); ``evidence`` is [target pre-logits,
     branch pre-logits, z_T, z_B]."""
     target_pre, pre, z_t, z_b = (t[fit] for t in evidence)
     if task.old:
         return fit_gaussian(torch.cat([target_pre, pre], dim=1), task.ids[fit], task.old, task.new)
-    return fit_one_sided(z_t, z_b)
+    return fit_one_sided(pre, z_t, z_b, mean_logit(grid.source, grid.head))
 
 
 def _measure(task: Task, join: Join, evidence: Sequence[Tensor], source_logits: Tensor) -> Measured:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..network.join import GaussianGate, OneSidedGate
 
 SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity
-REJECTED = 0.15  # share of clone images given up by a one-sided gate, for the sake of locality
+REJECTED = 0.22  # share of clone images given up by a one-sided gate, for the sake of locality
 FOLDS = 5
 
 
@@ -36,11 +36,20 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     return gate
 
 
-def fit_one_sided(z_t: Tensor, z_b: Tensor) -> OneSidedGate:
-    """The offset that lets all but ``REJECTED`` of the clone images (N, C) pass."""
-    gate = OneSidedGate()
-    difference = z_b.logsumexp(1) - z_t.logsumexp(1)
-    gate.calibration.fill_(-torch.quantile(difference.double(), REJECTED).item())
+def fit_one_sided(
+    branch_pre: Tensor, z_t: Tensor, z_b: Tensor, mean_logit: tuple[Tensor, Tensor] | None
+) -> OneSidedGate:
+    """The gate that lets all but ``REJECTED`` of the clone images (N, ...) pass.
+
+    ``mean_logit`` are weight (D,) and bias () of the mean of the source's logits, where they are
+    linear in its pre-logits.
+    """
+    gate = OneSidedGate(branch_pre.shape[1])
+    if mean_logit is not None:
+        gate.mean_weight.copy_(mean_logit[0])
+        gate.mean_bias.copy_(mean_logit[1])
+    g = gate.gate(branch_pre, branch_pre, z_t, z_b).double()  # the target's pre-logits are not read
+    gate.offset.fill_(-torch.quantile(g, REJECTED).item())
     return gate
 
 

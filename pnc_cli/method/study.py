@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import Images, Progress, batches, no_progress
 from ..manifest import Candidate, ModuleTensor
 from ..network.adapter import Adapter
-from ..network.branch import Module, module_after
+from ..network.branch import Module, mean_logit, module_after
 from ..network.channels import weight_cells
 from ..network.graph import INPUT, Position
 from ..network.join import GaussianGate
@@ -150,7 +150,9 @@ class Study:
             gate.weight.copy_(weight)
             gate.bias.copy_(bias)
         else:
-            gate = fit_one_sided(z_t[fit], z_b[fit])
+            gate = fit_one_sided(
+                pre[fit], z_t[fit], z_b[fit], mean_logit(self.grid.source, self.grid.head)
+            )
         z_new = gate(target_pre, pre, z_t, z_b)
         return score(z_t[held], z_new[held], task.label_index[held]), explained
 

@@ -83,6 +83,15 @@ def module_after(
     return Module(part, columns), kept
 
 
+def mean_logit(tr: Trace, head: Head) -> tuple[Tensor, Tensor] | None:
+    """Weight (D,) and bias () that give the mean of the network's logits from its pre-logits."""
+    if head.weight is None:
+        return None
+    linear = tr.root.get_submodule(head.weight.removesuffix(".weight"))
+    bias = torch.zeros(1) if linear.bias is None else linear.bias
+    return linear.weight.mean(0).cpu(), bias.mean().cpu()
+
+
 def slice_tensor(tensor: Tensor, how: ModuleTensor) -> Tensor:
     """The copied slice of a source tensor."""
     for k in how.kept:

@@ -6,6 +6,7 @@ name in timm's registry, and every tensor of the file must find its parameter.
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def _build(path: Path, header: Header, identity: Identity) -> tuple[nn.Module, I
     """The model for the tensors in ``header``, and the identity with every blank filled in."""
     name = identity.architecture
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name[:6]}*")[:5]
+        near = difflib.get_close_matches(name, timm.list_models())
         raise BadInput(
             f"{path}: timm {timm.__version__} has no architecture '{name}' (from {identity.origin})",
             hint=f"did you mean {', '.join(near)}?"
