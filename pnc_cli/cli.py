@@ -33,9 +33,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command, function in (("search", search), ("clone", clone), ("inject", inject),
-                          ("eject", eject), ("eval", evaluate), ("info", info)):  # fmt: skip
-    app.command(command)(function)
+COMMANDS = {"search": search, "clone": clone, "inject": inject, "eject": eject,
+            "eval": evaluate, "info": info}  # fmt: skip
+for name, function in COMMANDS.items():
+    app.command(name)(function)
 
 
 @app.callback(invoke_without_command=True)
@@ -57,15 +58,19 @@ def run(argv: list[str]) -> int:
         stream.reconfigure(errors="backslashreplace")  # a label must not crash a C locale
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in argv
-    command = next((a for a in argv if not a.startswith("-")), "pnc")
+    command = next((a for a in argv if a in COMMANDS), "pnc")
     try:
+        if any("\udc80" <= c <= "\udcff" for a in argv for c in a):
+            raise UsageError("an argument is not valid UTF-8", hint="type it in a UTF-8 locale")
         code = app(args=argv, prog_name="pnc", standalone_mode=False)
         sys.stdout.flush()
+        if code == Interrupted.exit_code:  # what Typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except PncError as e:
         error = e
     except typer.TyperException as e:
-        error = UsageError(e.format_message(), hint=f"pnc {command} --help" if argv else None)
+        error = UsageError(e.format_message(), hint=" ".join(dict.fromkeys(["pnc", command, "--help"])))
         if not argv:  # no arguments at all: the help itself
             print(error.message, file=sys.stderr)
             return error.exit_code

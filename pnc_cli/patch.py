@@ -135,7 +135,19 @@ def eject(
         f.write(checkpoint.target.raw)
         for chunk in _target_data(checkpoint, checkpoint.target_sha256):
             f.write(chunk)
+    _drop_stale_sidecar(output)
     return None
+
+
+def _drop_stale_sidecar(output: Path) -> None:
+    """Removes the manifest of a patched checkpoint that a plain target has just replaced."""
+    sidecar = output.with_suffix(".json")
+    if sidecar.is_file() and PATCHED_SCHEMA.encode() in sidecar.read_bytes():
+        try:
+            parse(sidecar.read_bytes(), Patched, str(sidecar))
+        except BadInput:  # not ours after all
+            return
+        sidecar.unlink()
 
 
 def verify_target(checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,6 @@ def evaluate(
     arch: Annotated[
         str | None, typer.Option("--arch", help="timm architecture, if nothing says it.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", hidden=True)] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -113,6 +113,8 @@ def _floors(items: list[str] | None, metrics: tuple[str, ...]) -> dict[str, floa
         name, _, value = item.partition("=")
         try:
             floors[name] = float(value)
+            if math.isnan(floors[name]):  # nothing is below it
+                raise ValueError
         except ValueError:
             raise UsageError(
                 f"--fail-under '{item}'", hint="--fail-under joint_accuracy=0.7"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import BadInput, UsageError
 from ..manifest import CLONE_NAME
 
 Json = Annotated[
@@ -107,7 +107,7 @@ def renames(items: list[str] | None) -> dict[str, str]:
 
 
 def existing(path: Path, what: str) -> Path:
-    """``path`` if it is a file, or a folder that holds one checkpoint."""
+    """``path``, if there is something there; ``what`` is its name in the command's usage."""
     if not path.exists():
-        raise UsageError(f"{path}: no such file", hint=f"{what} is a .safetensors file")
+        raise BadInput(f"{path}: no such file", hint=f"{what} is a .safetensors file")
     return path

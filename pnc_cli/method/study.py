@@ -6,6 +6,7 @@ gives, and a closed-form join, all fitted on some images and judged on others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,12 @@ from .score import Scores, score
 from .search import Grid
 from .task import Task, subset
 
-PRICE = 0.02  # accuracy that a candidate must gain for each target's worth of added MACs
+PRICE = 0.02  # accuracy that a candidate must gain to double what an image costs
 PER_CLASS = 100  # images of a class looked at: one half to fit, the other to judge
+FEWEST = 16  # images of a class looked at, where there are so many
 PROBES = 256  # generated images looked at when there are no others
-MEMORY = 3 << 30  # bytes of recorded features
+MEMORY = 3 << 30  # bytes of recorded features, at most
+WORK = 8e11  # MACs of all pairs' modules on all images, about
 ROWS = 40_000  # of a regression
 
 
@@ -54,7 +57,7 @@ class Study:
     @classmethod
     def of(cls, task: Task, grid: Grid, seed: int, progress: Progress = no_progress) -> Study:
         """Runs both networks on the task's images; on generated ones if it has none."""
-        task = _with_probes(task, seed) if task.images is None else _within_memory(task, grid)
+        task = _with_probes(task, seed) if task.images is None else _within_means(task, grid)
         taps = list(dict.fromkeys(t.name for t, _ in grid.pairs))
         positions = list({c.name: c for _, c in grid.pairs}.values())
         target_pre, z_t, tap_features = target_features(
@@ -73,7 +76,7 @@ class Study:
         """Every pair with all its channels.
 
         With images the score is the mean accuracy on original and clone classes (without original
-        images: the branch's), less ``PRICE`` times the added MACs.  Without images it is the share
+        images: the branch's), less the ``PRICE`` of the added MACs.  Without images it is the share
         of the variance of the source's pre-logits that survives, on generated images.
         """
         done = 0
@@ -122,7 +125,7 @@ class Study:
             worth = fit
         else:
             worth = scores.branch if scores.average is None else scores.average
-        worth -= PRICE * macs / max(sum(self.grid.target.macs.values()), 1)
+        worth -= PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
         return Candidate(
             tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),
             branch_accuracy=scores and rounded(scores.branch),
@@ -220,10 +223,11 @@ def _with_probes(task: Task, seed: int) -> Task:
                 torch.full((PROBES,), -1), held)  # fmt: skip
 
 
-def _within_memory(task: Task, grid: Grid) -> Task:
-    positions = {("t", t.name): t for t, _ in grid.pairs} | {
-        ("s", c.name): c for _, c in grid.pairs
-    }
-    per_image = 4 * sum(p.layout.elements for p in positions.values())
-    classes = task.old + task.new
-    return subset(task, max(6, min(PER_CLASS, MEMORY // (per_image * classes))), held_out_every=2)
+def _within_means(task: Task, grid: Grid) -> Task:
+    """The task on as many images as memory and patience allow."""
+    positions = {("t", t.name): t for t, _ in grid.pairs}
+    positions |= {("s", c.name): c for _, c in grid.pairs}
+    memory = 4 * sum(p.layout.elements for p in positions.values())
+    work = sum(grid.source.macs_after(cut) for _, cut in grid.pairs)
+    images = min(MEMORY / memory, WORK / max(work, 1)) / (task.old + task.new)
+    return subset(task, max(FEWEST, min(PER_CLASS, int(images))), held_out_every=2)

@@ -55,6 +55,7 @@ class Trace:
         )
 
     def macs_after(self, position: Position) -> int:
+        """MACs per image of what comes after ``position``."""
         names = [n.name for n in self.graph.nodes]
         return sum(self.macs.get(n, 0) for n in names[names.index(position.node) + 1 :])
 

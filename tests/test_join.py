@@ -1,0 +1,112 @@
+"""network/join.py and method/join.py: new logits that compete fairly with the target's."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pnc_cli.method.join import REJECTED, discriminant, fit_gaussian, fit_one_sided
+from pnc_cli.network.join import GaussianGate, Join, OneSidedGate, from_tensors
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class FixedGate(Join):
+    """A join whose gate is given."""
+
+    def __init__(self, g):
+        super().__init__()
+        self.g = g
+
+    def gate(self, *evidence):
+        return self.g
+
+
+@given(st.integers(2, 5), st.integers(1, 4), st.floats(-8, 8), st.integers(0, 99))
+def test_the_softmax_is_the_mixture_that_the_gate_says(old, new, g, seed):
+    z_t, z_b = 3 * noise(4, old, seed=seed), 3 * noise(4, new, seed=seed + 1)
+    z = FixedGate(torch.full((4,), g))(None, None, z_t, z_b)
+    p, share = torch.cat([z_t, z], 1).softmax(1), torch.sigmoid(torch.tensor(g))
+    assert torch.allclose(p[:, old:], share * z_b.softmax(1), atol=1e-5)
+    assert torch.allclose(p[:, :old], (1 - share) * z_t.softmax(1), atol=1e-5)
+
+
+def test_a_branch_far_below_zero_is_silent():
+    z_t, z_b = noise(4, 5), 100 * noise(4, 3, seed=1)
+    z = FixedGate(torch.full((4,), -100.0))(None, None, z_t, z_b)
+    assert torch.equal(torch.cat([z_t, z], 1).softmax(1)[:, :5], z_t.softmax(1))
+
+
+def two_kinds(per_class=40):
+    """Pre-logits of 2 old and 2 new classes in 6 dimensions, well apart."""
+    centres = 4 * torch.eye(6)[:4]
+    classes = torch.arange(4).repeat_interleave(per_class)
+    return centres[classes] + noise(len(classes), 6), classes
+
+
+def test_the_gaussian_gate_tells_old_from_new():
+    features, classes = two_kinds()
+    gate = fit_gaussian(features, classes, old=2, new=2)
+    fresh = features + 0.5 * noise(*features.shape, seed=7)
+    g = gate.gate(fresh[:, :3], fresh[:, 3:], None, None)
+    assert ((g > 0) == (classes >= 2)).double().mean() > 0.95
+
+
+def test_the_discriminant_does_not_mind_scale_and_shift():
+    features, classes = two_kinds()
+    scores = []
+    for scale, shift in ((1, 0), (1e3, 50), (1e-3, -7)):
+        x = features * scale + shift
+        weight, bias = discriminant(x, classes, 4)
+        scores.append(x.double() @ weight.T + bias)
+    assert torch.allclose(scores[0], scores[1], atol=1e-2)
+    assert torch.allclose(scores[0], scores[2], atol=1e-2)
+
+
+def test_a_class_without_images_never_wins():
+    features, classes = two_kinds()
+    weight, bias = discriminant(features, classes, 5)
+    assert ((features.double() @ weight.T + bias).argmax(1) < 4).all()
+
+
+def test_features_that_never_vary_are_harmless():
+    features, classes = two_kinds()
+    gate = fit_gaussian(torch.cat([features, torch.ones(len(features), 2)], 1), classes, 2, 2)
+    assert all(torch.isfinite(t).all() for t in gate.state_dict().values())
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_very_few_images_still_give_a_finite_gate(per_class):
+    gate = fit_gaussian(*two_kinds(per_class), 2, 2)
+    assert all(torch.isfinite(t).all() for t in gate.state_dict().values())
+    assert 0.05 <= gate.calibration[0] <= 5
+
+
+def test_the_one_sided_gate_lets_the_known_share_of_clone_images_pass():
+    z_t, z_b, pre = noise(400, 5), noise(400, 3, seed=1), noise(400, 4, seed=2)
+    gate = fit_one_sided(pre, z_t, z_b, (noise(4, seed=3), torch.tensor(0.5)))
+    passed = (gate.gate(None, pre, z_t, z_b) > 0).double().mean().item()
+    assert passed == pytest.approx(1 - REJECTED, abs=0.005)
+
+
+@pytest.mark.parametrize("join", [GaussianGate(7, 3, 2), OneSidedGate(4)], ids=lambda j: j.kind)
+def test_a_join_is_the_same_again_from_its_tensors(join):
+    tensors = {
+        n: noise(t.numel(), seed=k).reshape(t.shape)
+        for k, (n, t) in enumerate(join.state_dict().items())
+    }
+    join.load_state_dict(tensors)
+    again = from_tensors(join.kind, tensors, new=2)
+    evidence = noise(4, 3), noise(4, 4), noise(4, 3), noise(4, 2)
+    assert torch.equal(again(*evidence), join(*evidence))
+
+
+@pytest.mark.parametrize("kind, tensors", [
+    ("gaussian-gate", {}), ("gaussian-gate", {"weight": torch.zeros(5, 7)}), ("one-sided-gate", {}),
+    ("one-sided-gate", {"calibration": torch.zeros(1), "more": torch.zeros(1)}),
+], ids=str)  # fmt: skip
+def test_tensors_that_do_not_fit_are_refused(kind, tensors):
+    with pytest.raises((KeyError, RuntimeError)):
+        from_tensors(kind, tensors, new=2)

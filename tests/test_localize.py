@@ -1,0 +1,120 @@
+"""network/channels.py and method/localize.py: channels that go together, and which of them go."""
+
+import numpy as np
+import pytest
+import torch
+from networks import RESNET, make_network
+
+from pnc_cli.manifest import ModuleTensor
+from pnc_cli.method.localize import greedy_order, masked, prune, rank_channels, select
+from pnc_cli.method.neighbourhood import neighbourhood
+from pnc_cli.network.branch import classifier_names, find_head, module_after
+from pnc_cli.network.channels import prunable_groups, weight_cells
+from pnc_cli.network.graph import trace
+
+SIZE = (3, 32, 32)
+NETWORKS = {
+    "resnet18": RESNET, "test_convnext": {}, "test_vit": {}, "test_efficientnet": {},
+    "mobilenetv3_small_050": {}, "densenet121": {}, "mixer_s16_224": {},
+}  # fmt: skip
+
+
+def whole(architecture, classes=(1, 3), **model_args):
+    """The part after the image of a network, with how its tensors are sliced, and some features."""
+    size = 224 if architecture == "mixer_s16_224" else 32
+    model = make_network(architecture, 5, size=size, **model_args)
+    tr = trace(model, (3, size, size))
+    head = find_head(tr, classifier_names(model))
+    module, slices = module_after(tr, head, tr.positions[0], list(classes))
+    features = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return model, module, slices, features
+
+
+def numbers(module):
+    return sum(t.numel() for t in module.part.state_dict().values())
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_every_group_removed_equals_the_module_with_the_group_masked(architecture):
+    _, module, slices, features = whole(architecture, **NETWORKS[architecture])
+    groups = prunable_groups(module.part, features[:2])
+    assert groups
+    rng = np.random.default_rng(0)
+    for group in groups[:: max(1, len(groups) // 8)]:
+        stay = rng.random(group.size) < 0.5
+        stay[0], stay[-1] = True, False
+        pruned, _ = prune(module, slices, [(group, stay)], features[:2])
+        assert numbers(pruned) < numbers(module), group.name  # it was not left whole
+        with torch.no_grad(), masked(module.part, [(group, stay)]):
+            expected = torch.cat(module(features[:2].clone()), 1)
+        with torch.no_grad():
+            found = torch.cat(pruned(features[:2].clone()), 1)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "test_efficientnet"])
+def test_a_pruned_tensor_is_the_source_slice_that_its_indices_say(architecture):
+    model, module, slices, features = whole(architecture, **NETWORKS[architecture])
+    ranked = rank_channels(module, features)
+    chosen = select(module, ranked, 0.5, weight_cells(module.part, features[:1]))
+    pruned, kept = prune(module, slices, chosen, features[:2])
+    source = model.state_dict()
+    assert any(len(k.kept) == 2 for k in kept.values())  # rows and columns of the same tensor
+    for name, tensor in pruned.part.state_dict().items():
+        expected = source[name].numpy()
+        for k in kept[name].kept:
+            expected = np.take(expected, k.indices, axis=k.axis)
+        assert expected.tobytes() == tensor.numpy().tobytes(), name
+
+
+def test_the_share_asked_for_is_about_the_share_kept():
+    _, module, _, features = whole("resnet18", **RESNET)
+    cells = weight_cells(module.part, features[:1])
+    ranked = rank_channels(module, features)
+    kept = [sum(stay.sum() for _, stay in select(module, ranked, s, cells)) for s in (1.0, 0.7, 0.4)]
+    assert kept[0] == sum(r.group.size for r in ranked)
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_channels_that_nothing_reads_loudly_go_first():
+    _, module, _, features = whole("resnet18", **RESNET)
+    conv = module.part.get_submodule("layer2.1.conv2")
+    with torch.no_grad():
+        conv.weight[:, 4:] *= 1e-3  # the second half of layer2.1's inner channels is nearly silent
+    ranked = {r.group.name: r for r in rank_channels(module, features)}
+    order = next(r.order for n, r in ranked.items() if n.startswith("layer2.1.bn1"))
+    assert set(order[:4].tolist()) == {4, 5, 6, 7}
+
+
+def test_greedy_removal_takes_channels_that_cancel_together():
+    contributions = np.array([[3.0, 0], [-3.0, 0], [0, 1.0], [0, 2.0]])  # the first two cancel
+    order, missing = greedy_order(contributions @ contributions.T)
+    assert order.tolist() in ([2, 3, 0, 1], [2, 3, 1, 0])
+    # 1, then |(0, 3)|^2, then 9 more, and nothing for the one that cancels it: it never falls
+    assert missing.tolist() == pytest.approx([0, 1, 9, 18, 18])
+
+
+def test_what_is_not_understood_is_left_whole():
+    _, module, _, features = whole("test_vit", classes=(0, 1))
+    tensors = {t for g in prunable_groups(module.part, features[:2]) for t, _ in g.sites}
+    assert tensors and not any("attn" in t or "norm" in t for t in tensors)
+
+
+def test_the_classifiers_rows_and_the_pre_logits_are_never_removed():
+    _, module, slices, features = whole("resnet18", **RESNET)
+    groups = prunable_groups(module.part, features[:2])
+    assert not any(t.startswith("fc.") for g in groups for t, _ in g.sites)
+    assert slices["fc.weight"] == ModuleTensor(kept=slices["fc.bias"].kept)
+    assert slices["fc.weight"].kept[0].indices == [1, 3]
+
+
+def test_a_neighbour_moves_and_masks_the_same_things_at_any_size():
+    small = torch.zeros(8, 1, 32, 32)
+    small[:, :, 8:16, 8:24] = 1.0
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    of_small, of_large = (
+        neighbourhood(8, torch.Generator().manual_seed(1))(x) for x in (small, large)
+    )
+    again = of_small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (again != of_large).double().mean() < 0.08  # but for a shift of half a small pixel
+    assert not torch.equal(of_small, small)
