@@ -23,6 +23,7 @@ from handmade import (
     target_tensors,
 )  # fmt: skip
 
+from pnc_cli.cli import COMMANDS
 from pnc_cli.patch import inject
 
 INJECT = ["inject", "t.safetensors", "c.safetensors", "-o", "out.safetensors"]
@@ -143,7 +144,8 @@ def test_refused_and_nothing_written(files, spoil, args, code, message, hint):
     assert first.startswith("pnc: error: ") and message in first
     assert len(rest) == (1 if rest else 0) and (hint is None or hint in rest[0])
     fault = ran.json.pop("error")
-    assert ran.json == {"schema": f"pnc.{args[0]}/1", "ok": False, "error": fault}
+    command = args[0] if args[0] in COMMANDS else "pnc"
+    assert ran.json == {"schema": f"pnc.{command}/1", "ok": False, "error": fault}
     assert first == "pnc: error: " + fault["message"]
     assert rest == ([f"  try: {fault['hint']}"] if fault["hint"] else [])
     assert snapshot_as_root(files) == before
