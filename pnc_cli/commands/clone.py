@@ -90,7 +90,8 @@ def clone(
     )  # fmt: skip
     with report.progress() as progress:
         from ..method.clone import Recipe, make_clone
-        from ..method.search import make_grid, make_plan
+        from ..method.grid import make_grid
+        from ..method.search import make_plan
         from ..method.task import default_name
 
         task = request.load(report, progress)

@@ -74,7 +74,8 @@ def search(
         not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args, target_args,
     )  # fmt: skip
     with report.progress() as progress:
-        from ..method.search import make_grid, make_plan
+        from ..method.grid import make_grid
+        from ..method.search import make_plan
 
         task = request.load(report, progress)
         if data is None:

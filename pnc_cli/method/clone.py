@@ -35,11 +35,11 @@ from ..network.channels import weight_cells
 from ..network.graph import INPUT, Position
 from ..network.join import Join
 from .features import localised_features, source_features, target_features
+from .grid import Grid
 from .join import fit_gaussian, fit_one_sided
 from .localize import prune, rank_channels, select
 from .refine import refine
 from .score import score, share
-from .search import Grid
 from .study import fit_adapters, module_macs, rounded, run_module
 from .task import Task
 

@@ -22,11 +22,11 @@ from ..network.graph import INPUT, Position
 from ..network.join import GaussianGate
 from .adapter import exact_input, kernel_for, ridge
 from .features import BATCH, localised_features, source_features, target_features
+from .grid import Grid
 from .join import discriminant, fit_one_sided
 from .localize import Ranked, prune, rank_channels, select
 from .probe import probe_images
 from .score import Scores, score
-from .search import Grid
 from .task import Task, subset
 
 PRICE = 0.02  # accuracy that a candidate must gain to double what an image costs
@@ -102,7 +102,7 @@ class Study:
         module, slices = self.modules[cut.name]
         example = self.cuts[cut.name][:2]
         if cut.name not in self.ranked:
-            fit = self.task.is_new & ~self.task.held_out
+            fit = ~self.task.held_out & (self.task.is_new | (self.task.ids < 0))
             features = localised_features(
                 self.task.source, self.task.images.views[1][fit], cut, self.seed
             )

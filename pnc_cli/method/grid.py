@@ -1,0 +1,63 @@
+"""The pairs of positions that a search tries: a tap in the target, a cut in the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import Incompatible
+from ..network.branch import Head, cuts, find_head
+from ..network.build import Network
+from ..network.graph import INPUT, Position, Trace, trace
+from .features import block_positions
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Both networks traced, and the pairs of positions to try."""
+
+    target: Trace
+    source: Trace
+    head: Head
+    pairs: list[tuple[Position, Position]]
+
+
+def make_grid(
+    source: Network, target: Network, taps: Sequence[str] = (), cut_names: Sequence[str] = ()
+) -> Grid:
+    """All pairs of block positions, or of the positions named.
+
+    A pair whose tap is coarser than its cut is left out: what the tap has averaged away cannot
+    be had back.  ``input`` is paired with ``input`` alone: an image is not a feature map.
+    """
+    tr_t, tr_s = trace(target.model, target.input_size), trace(source.model, source.input_size)
+    head = find_head(tr_s, source.classifier)
+    possible = cuts(tr_s, head)
+    named = {n for p in possible for n in (p.name, *p.aliases)}
+    t = [tr_t.position(n) for n in taps] or block_positions(tr_t)
+    s = [tr_s.position(n) for n in cut_names] or [
+        c for c in block_positions(tr_s) if c.name in named
+    ]
+    pairs = [
+        (tap, cut)
+        for tap in t
+        for cut in s
+        if (tap.name == INPUT) == (cut.name == INPUT)
+        and tap.layout.kind != "NC"
+        and (cut.layout.kind != "NC" or tap.layout.grid[0] <= 16)
+        and _finer(tap, cut)
+    ]
+    if taps and cut_names:
+        pairs = [(tap, cut) for tap in t for cut in s]
+    if not pairs:
+        raise Incompatible(
+            "no pair of positions to try",
+            hint="taps: " + ", ".join(p.name for p in tr_t.positions)
+            + "; cuts: " + ", ".join(p.name for p in possible),
+        )  # fmt: skip
+    return Grid(tr_t, tr_s, head, pairs)
+
+
+def _finer(tap: Position, cut: Position) -> bool:
+    """Whether the tap resolves the image at least half as finely as the cut, along each axis."""
+    return all(2 * t >= c for t, c in zip(tap.layout.grid, cut.layout.grid))
