@@ -1,4 +1,7 @@
-"""The ``pnc`` command: wiring only."""
+"""The ``pnc`` command: wiring only.
+
+The subcommands import what they need when they run, so that help costs no more than Typer.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,9 @@ def run(argv: list[str]) -> int:
     except PncError as e:
         error = e
     except typer.TyperException as e:
-        error = UsageError(e.format_message(), hint=" ".join(dict.fromkeys(["pnc", command, "--help"])))
+        error = UsageError(
+            e.format_message(), hint=" ".join(dict.fromkeys(["pnc", command, "--help"]))
+        )
         if not argv:  # no arguments at all: the help itself
             print(error.message, file=sys.stderr)
             return error.exit_code

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..checkpoint.atomic import check_output
-from ..clone_file import sidecar_of, write_clone
 from ..errors import BadInput, Incompatible
-from ..manifest import Manifest, Plan, parse, to_plain
 from ..report import Report, amount, figure, table
 from . import options as o
 from .pair import Request
+
+if TYPE_CHECKING:
+    from ..manifest import Manifest, Plan
+    from ..method.task import Task
 
 
 def clone(
@@ -78,6 +79,10 @@ def clone(
 
     Next: pnc inject TGT clone.safetensors -o patched.safetensors
     """
+    from ..checkpoint.atomic import check_output
+    from ..clone_file import sidecar_of, write_clone
+    from ..manifest import to_plain
+
     report = Report("clone", as_json=as_json, quiet=quiet)
     check_output(output, force=force, inputs=[source, target])
     check_output(sidecar_of(output), force=force)
@@ -145,6 +150,8 @@ def summary(m: Manifest, path: Path) -> str:
 
 
 def _read_plan(plan: str) -> Plan:
+    from ..manifest import Plan, parse
+
     try:
         text = sys.stdin.buffer.read() if plan == "-" else Path(plan).read_bytes()
     except OSError as e:
@@ -152,7 +159,7 @@ def _read_plan(plan: str) -> Plan:
     return parse(text, Plan, "standard input" if plan == "-" else plan)
 
 
-def _check_plan(plan: Plan, name: str | None, task) -> None:  # noqa: ANN001
+def _check_plan(plan: Plan, name: str | None, task: Task) -> None:
     """A plan belongs to one pair of checkpoints."""
     for what, network, sha256 in (("source", task.source, plan.source_sha256),
                                   ("target", task.target, plan.target_sha256)):  # fmt: skip

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint.digest import file_sha256
-from ..patch import eject as eject_clones
 from ..report import Report
 from . import options as o
 
@@ -30,6 +28,9 @@ def eject(
 
     With none left, the output is the target file as it was, sha256 for sha256.
     """
+    from ..checkpoint.digest import file_sha256
+    from ..patch import eject as eject_clones
+
     report = Report("eject", as_json=as_json, quiet=quiet)
     left = eject_clones(o.existing(patched, "PATCHED"), output, names=name, force=force)
     names = [c.name for c in left.clones] if left else []

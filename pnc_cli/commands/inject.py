@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..patch import inject as inject_clones
 from ..report import Report
 from . import options as o
 
@@ -37,6 +36,8 @@ def inject(
 
     Next: pnc eval patched.safetensors --data DATA
     """
+    from ..patch import inject as inject_clones
+
     report = Report("inject", as_json=as_json, quiet=quiet)
     for path in [target, *clones]:
         o.existing(path, "TGT and CLONE")

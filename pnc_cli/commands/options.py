@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BadInput, UsageError
-from ..manifest import CLONE_NAME
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, on failure too.")
@@ -90,6 +89,8 @@ def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
 
 def clone_name(name: str | None) -> str | None:
     """Checks ``--name``."""
+    from ..manifest import CLONE_NAME
+
     if name is not None and not re.fullmatch(CLONE_NAME, name):
         raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
     return name

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..checkpoint.atomic import Outputs, check_output
-from ..manifest import Plan, canonical_json, to_plain
 from ..report import Report, amount, figure, table
 from . import options as o
 from .pair import Request
+
+if TYPE_CHECKING:
+    from ..manifest import Plan
 
 
 def search(
@@ -65,6 +66,9 @@ def search(
 
     Next: pnc clone SRC TGT --plan PLAN --data DATA -o clone.safetensors
     """
+    from ..checkpoint.atomic import Outputs, check_output
+    from ..manifest import canonical_json, to_plain
+
     report = Report("search", as_json=as_json, quiet=quiet)
     to_stdout = output is not None and str(output) == "-"
     if output is not None and not to_stdout:
