@@ -39,8 +39,9 @@ def inject(
     from ..patch import inject as inject_clones
 
     report = Report("inject", as_json=as_json, quiet=quiet)
-    for path in [target, *clones]:
-        o.existing(path, "TGT and CLONE")
+    o.existing(target, "TGT")
+    for path in clones:
+        o.existing(path, "CLONE")
     patched = inject_clones(target, clones, output, rename=o.renames(rename), force=force)
     labels = [label for c in patched.clones for label in c.labels]
     report.result(
