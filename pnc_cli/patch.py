@@ -135,7 +135,8 @@ def eject(
         f.write(checkpoint.target.raw)
         for chunk in _target_data(checkpoint, checkpoint.target_sha256):
             f.write(chunk)
-    _drop_stale_sidecar(output)
+    if output.with_suffix(".json").resolve() != path.with_suffix(".json").resolve():
+        _drop_stale_sidecar(output)
     return None
 
 

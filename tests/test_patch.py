@@ -276,4 +276,5 @@ def test_a_target_that_replaces_a_patched_checkpoint_takes_its_manifest_away(
     eject(patched, old, force=True)
     assert old.read_bytes() == target.read_bytes()
     assert not old.with_suffix(".json").exists()
+    eject(patched, patched.with_suffix(".ckpt"))  # the manifest beside both is the input's
     assert patched.with_suffix(".json").exists()
