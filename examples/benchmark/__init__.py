@@ -1,0 +1,1 @@
+"""Partial Network Cloning beside what a user would do instead: see README.md."""

@@ -1,0 +1,183 @@
+"""Runs scenarios: ``python -m examples.benchmark [SCENARIO...]`` from the repository's root.
+
+A line is printed after each row; each row is appended to results.jsonl, so a run that was stopped
+goes on where it was.  RESULTS.md and the plots are then made from all rows there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DEFAULT = [
+    "cifar10",
+    "imagenet-to-cifar",
+    "cifar10-one-class",
+    "mnist",
+    "digits",
+    "cifar10-convnext",
+]
+DATA = os.environ.get("PNC_BENCHMARK_DATA", str(HERE.parents[2] / "shared" / "data"))
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m examples.benchmark", description=__doc__.split("\n\n")[0]
+    )
+    p.add_argument(
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help="a name, or a .json file (default: " + ", ".join(DEFAULT) + ")",
+    )
+    p.add_argument(
+        "--data",
+        type=Path,
+        default=Path(DATA),
+        help="folder of checkpoints and images, {data} in scenarios (default: ../shared/data beside the repository, or $PNC_BENCHMARK_DATA)",
+    )
+    p.add_argument(
+        "--cache", type=Path, default=HERE / "cache", help="folder for what the harness makes"
+    )
+    p.add_argument(
+        "--out", type=Path, default=HERE, help="folder of results.jsonl, RESULTS.md and plots"
+    )
+    p.add_argument("--seeds", help="comma-separated, in place of the scenario's")
+    p.add_argument("--methods", help="comma-separated rows to run, by the beginning of their names")
+    p.add_argument("--upper-bound", action="store_true", help="train on all images too (minutes)")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        help="scenarios run at once, each in a process of its own (default: one a processor)",
+    )
+    p.add_argument(
+        "--threads", type=int, help="threads of each (default: the processors shared out)"
+    )
+    p.add_argument("--report", action="store_true", help="make the tables and plots only")
+    p.add_argument("--list", action="store_true", help="list the scenarios")
+    args = p.parse_args()
+    names = args.scenarios or DEFAULT
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.list:
+        for path in sorted((HERE / "scenarios").glob("*.json")):
+            print(f"{path.stem:20} {json.loads(path.read_text(encoding='utf-8'))['title']}")
+        return 0
+    failed = 0
+    if not args.report:
+        processors = os.cpu_count() or 1
+        jobs = min(args.jobs or processors, len(names))
+        threads = args.threads or max(1, processors // jobs)
+        failed = (
+            _spread(names, jobs, threads)
+            if jobs > 1
+            else sum(_run(n, args, threads) for n in names)
+        )
+    if os.environ.get("PNC_BENCHMARK_WORKER") is None:
+        from .report import write
+
+        write(args.out)
+    return 1 if failed else 0
+
+
+def _spread(names: list[str], jobs: int, threads: int) -> int:
+    """Each scenario in a process of its own, ``jobs`` at once.
+
+    On small networks two processes of one thread are faster than one of two.
+    """
+    waiting, running, failed = list(names), [], 0
+    options = [a for a in sys.argv[1:] if a not in names] + [
+        "--jobs",
+        "1",
+        "--threads",
+        str(threads),
+    ]
+    env = {**os.environ, "PNC_BENCHMARK_WORKER": "1"}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                command = [sys.executable, "-m", "examples.benchmark", waiting.pop(0), *options]
+                running.append(subprocess.Popen(command, env=env))
+            time.sleep(0.5)
+            failed += sum(bool(r.returncode) for r in running if r.poll() is not None)
+            running = [r for r in running if r.poll() is None]
+    finally:
+        for r in running:
+            r.terminate()
+    return failed
+
+
+def _run(name: str, args: argparse.Namespace, threads: int) -> int:
+    """Runs what is missing of a scenario; returns how many rows failed."""
+    from .scenario import Skipped, load
+
+    try:
+        scenario = load(name, args.data, args.cache)
+    except Skipped as e:
+        print(f"skipped {e}")
+        return 0
+    import torch
+
+    torch.set_num_threads(threads)
+    if args.seeds:
+        object.__setattr__(scenario, "seeds", [int(s) for s in args.seeds.split(",")])
+    from .problem import Problem, World
+
+    failed = 0
+    for one in scenario.expanded():
+        world = World(one, args.cache)
+        for seed in one.seeds:
+            failed += _rows(Problem(one, seed, world), args)
+    return failed
+
+
+def _rows(problem, args: argparse.Namespace) -> int:  # noqa: ANN001
+    """All rows of one scenario and seed."""
+    from pnc_cli.network.graph import trace
+
+    from .methods import methods_of
+    from .report import append, line, read_rows
+    from .row import Row, key_of, measure
+    from .scenario import Skipped
+
+    s, failed = problem.scenario, 0
+    label = s.name if s.images_per_class == 100 else f"{s.name}@{s.images_per_class}"
+    wanted = [w.strip() for w in args.methods.split(",")] if args.methods else [""]
+    target_macs = sum(trace(problem.target.model, problem.target.input_size).macs.values())
+    for method in methods_of(s, upper_bound=args.upper_bound and problem.seed == s.seeds[0]):
+        if not method.name.startswith(tuple(wanted)):
+            continue
+        rows, key = read_rows(args.out / "results.jsonl"), key_of(problem, method)
+        same = [r for r in rows if r.key == key]
+        if any(r.scenario == s.name for r in same):
+            continue
+        head = f"{label} seed {problem.seed} {method.name}"
+        try:
+            if same:  # another scenario with the same target, images and classes
+                row = Row(**{**asdict(same[0]), "scenario": s.name})
+            else:
+                known = next((r.settings for r in rows if r.settings and r.method == method.name
+                              and r.kind == "tuning" and r.scenario == s.name
+                              and r.images_per_class == s.images_per_class), None)  # fmt: skip
+                row = measure(problem, method, known, target_macs)
+        except Skipped as e:
+            print(f"{head}: skipped: {e}", flush=True)
+            continue
+        except Exception:  # one broken method must not cost the others their rows
+            print(f"{head}: FAILED\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        append(args.out / "results.jsonl", row)
+        print(f"{head}: {line(row)}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

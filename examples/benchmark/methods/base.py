@@ -1,0 +1,110 @@
+"""What a method is, and what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..clock import Clock, Spent
+from ..problem import Problem, Split
+from ..training import fit_rows, logits
+
+Settings = dict[str, Any]
+DECAY = 1e-2  # of new rows that something else goes on to train
+
+
+@dataclass
+class Made:
+    """A classifier of old and new classes, and what it costs.
+
+    ``predict`` gives logits (N, old + new); columns of classes it cannot tell are -inf.
+    ``run`` takes one batch as the target does, for the clock.  ``undo`` takes the change back and
+    gives the target's logits of the test images as they are then.
+    """
+
+    predict: Callable[[Split], Tensor]
+    run: nn.Module | None = None
+    undo: Callable[[], Tensor] | None = None
+    added_parameters: int = 0
+    added_macs: int = 0
+    bytes_shipped: int = 0
+    bytes_to_undo: int = 0
+    settings: Settings = field(default_factory=dict)  # chosen on held-out images
+    shared: Spent = Spent()  # on what another row has done already and this one used
+    tuning: Spent = Spent()  # on choosing the settings
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables.  ``make`` is given the settings that another seed chose, if one did."""
+
+    name: str
+    make: Callable[[Problem, Settings | None], Made]
+    kind: str  # "reference", "both", "tuning" or "pnc"
+    uses_pnc: bool = False  # whether its figures depend on pnc's code
+
+    @property
+    def uses_sources(self) -> bool:
+        return self.kind in ("both", "pnc")
+
+
+def tuned(
+    problem: Problem,
+    known: Settings | None,
+    grid: list[Settings],
+    make: Callable[[Problem, Tensor, Settings], Made],
+) -> Made:
+    """``make`` on all images with the settings of ``grid`` that did best on the held-out images
+    after learning from the others (by the mean accuracy on original and clone classes).
+
+    ``make`` is also told "epochs"; while choosing, half of the scenario's.
+    """
+    epochs = problem.scenario.epochs
+    clock = Clock()
+    if known is None:
+        scores = []
+        for settings in grid:
+            made = make(problem, (~problem.held_out).nonzero()[:, 0],
+                        {**settings, "epochs": max(1, epochs // 2)})  # fmt: skip
+            scores.append(held_out_average(problem, made))
+        known = grid[max(range(len(grid)), key=scores.__getitem__)]
+    tuning = clock.passed()
+    made = make(problem, torch.arange(len(problem.held_out)), {**known, "epochs": epochs})
+    made.settings, made.tuning = known, tuning
+    return made
+
+
+def held_out_average(problem: Problem, made: Made) -> float:
+    held, few = problem.held_out, problem.few
+    split = Split(few.target[held], [s[held] for s in few.sources], few.label[held])
+    right = made.predict(split).argmax(1) == split.label
+    new = split.label >= problem.old
+    return (right[new].double().mean() + right[~new].double().mean()).item() / 2
+
+
+def first_rows(problem: Problem, index: Tensor, *, originals: bool = True) -> tuple[Tensor, Tensor]:
+    """New rows for the target's classifier to start from: those of the linear probe.
+
+    (Kumar et al., ICLR 2022: tuning from probed rows distorts features less.)  Without originals
+    the new classes are told from each other only.
+    """
+    pre, z = (t[index] for t in problem.few_features)
+    label = problem.few.label[index]
+    if not originals:
+        new = label >= problem.old
+        pre, z, label = pre[new], z[new][:, :0], label[new] - problem.old
+    return fit_rows(pre, z, label, problem.old, problem.new, decay=DECAY)
+
+
+def predictor(problem: Problem, model: nn.Module) -> Callable[[Split], Tensor]:
+    how = problem.target.ref.preprocessing
+    return lambda split: logits(model, split.target, how)
+
+
+def size(tensors) -> int:  # noqa: ANN001 - any iterable of tensors
+    """Bytes."""
+    return sum(t.numel() * t.element_size() for t in tensors)

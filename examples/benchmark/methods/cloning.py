@@ -1,0 +1,125 @@
+"""pnc itself, file by file as the commands do it: search, clone, inject, and eject for the undo."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pnc_cli import load
+from pnc_cli.clone_file import write_clone
+from pnc_cli.errors import Incompatible
+from pnc_cli.manifest import Candidate, Manifest
+from pnc_cli.method.clone import Recipe, make_clone
+from pnc_cli.method.grid import Grid, make_grid
+from pnc_cli.method.search import search
+from pnc_cli.method.task import Task, default_name, gather
+from pnc_cli.patch import eject, inject
+
+from ..clock import Clock, Spent
+from ..problem import Problem
+from ..scenario import Skipped, Variant
+from ..training import logits
+from .base import Made, Method, Settings, predictor
+
+
+def methods(variants: list[Variant]) -> list[Method]:
+    return [Method(v.label, partial(_make, v), "pnc", uses_pnc=True) for v in variants]
+
+
+def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
+    """A clone from each source, all injected into the target.
+
+    Variants whose budgets choose the same positions share one clone.
+    """
+    folder = tempfile.TemporaryDirectory()
+    place = Path(folder.name)
+    clones, manifests, shared = [], [], Spent()
+    for k in range(len(problem.world.sources)):
+        given = _shared(
+            problem, _gather, k, variant.originals, tuple(variant.taps), tuple(variant.cuts)
+        )
+        found = _shared(problem, _search, *given.made, variant.max_macs)
+        task, grid = given.made
+        clone = _shared(problem, _clone, task, grid, found.made, variant.epochs)
+        shared += given.saved + found.saved + clone.saved
+        manifest, tensors = clone.made
+        clones.append(place / f"clone{k}.safetensors")
+        write_clone(clones[-1], manifest, tensors)
+        manifests.append(manifest)
+    patched = place / "patched.safetensors"
+    inject(problem.target.path, clones, patched)
+
+    def undo() -> Tensor:
+        with folder:
+            back = place / "back.safetensors"
+            eject(patched, back)
+            if back.read_bytes() != problem.target.path.read_bytes():
+                raise AssertionError("eject did not give the target file back")
+            ejected = copy.deepcopy(problem.target.model)
+            ejected.load_state_dict(load_file(back))
+            return logits(ejected, problem.test.target, problem.target.ref.preprocessing)
+
+    model = load(patched)
+    return Made(
+        predictor(problem, model), run=model, undo=undo,
+        added_parameters=sum(m.cost.parameters for m in manifests),
+        added_macs=sum(m.cost.macs for m in manifests),
+        bytes_shipped=sum(c.stat().st_size for c in clones),
+        settings={"positions": [_position(m) for m in manifests]},
+        shared=shared,
+    )  # fmt: skip
+
+
+def _position(m: Manifest) -> str:
+    return f"{m.tap.position} -> {m.cut.position}, share {m.method.share:g}"
+
+
+def _gather(
+    problem: Problem, k: int, originals: bool, taps: tuple, cuts: tuple
+) -> tuple[Task, Grid]:
+    """What is to be cloned from source ``k``."""
+    network = problem.world.sources[k]
+    task = gather(
+        network, problem.target, problem.world.classes[k], problem.world.train,
+        limit=problem.scenario.images_per_class, originals=originals, seed=problem.seed,
+    )  # fmt: skip
+    return task, make_grid(network, problem.target, taps, cuts)
+
+
+def _search(problem: Problem, task: Task, grid: Grid, max_macs: float | None) -> Candidate:
+    try:
+        return search(task, grid, seed=problem.seed, max_macs=max_macs)[0]
+    except Incompatible as e:  # nothing is as cheap as that
+        raise Skipped(str(e)) from None
+
+
+def _clone(
+    problem: Problem, task: Task, grid: Grid, chosen: Candidate, epochs: int
+) -> tuple[Manifest, dict]:
+    return make_clone(task, grid, chosen, Recipe(default_name(task.classes), epochs, problem.seed))
+
+
+@dataclass(frozen=True)
+class Shared:
+    made: Any
+    saved: Spent  # by having it already
+
+
+def _shared(problem: Problem, make: Callable, *args: Any) -> Shared:
+    """``make(problem, *args)``, once a seed."""
+    plain = (str, int, float, tuple, type(None), Candidate)
+    key = (make, *(a if isinstance(a, plain) else id(a) for a in args))  # what has an id stays
+    if key in problem.cache:
+        return Shared(*problem.cache[key])
+    clock = Clock()
+    made = make(problem, *args)
+    problem.cache[key] = made, clock.passed()
+    return Shared(made, Spent())

@@ -1,0 +1,132 @@
+"""The networks as they are, and side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pnc_cli.method.features import target_features
+from pnc_cli.method.join import fit_gaussian
+from pnc_cli.network.graph import trace
+from pnc_cli.network.join import GaussianGate
+
+from ..problem import Problem, Split
+from .base import Made, Method, Settings
+
+
+def target_alone(problem: Problem, known: Settings | None) -> Made:
+    def predict(split: Split) -> Tensor:
+        z = target_features(problem.target, split.target)[1]
+        return torch.cat([z, torch.full((len(z), problem.new), -torch.inf)], dim=1)
+
+    return Made(
+        predict, run=problem.target.model, undo=lambda: predict(problem.test)[:, : problem.old]
+    )
+
+
+def source_alone(problem: Problem, known: Settings | None) -> Made:
+    """Each clone class by its source, among all classes of that source."""
+
+    def predict(split: Split) -> Tensor:
+        out = torch.full((len(split.label), problem.old + problem.new), -torch.inf)
+        at = problem.old
+        for network, group, x in zip(problem.world.sources, problem.world.classes, split.sources):
+            z = _seen(problem, network, split, x)[1]
+            columns = [c.source_index for c in group]
+            of_group = (split.label >= at) & (split.label < at + len(group))
+            known = z.argmax(1, keepdim=True) == torch.tensor(columns)
+            chosen = torch.where(known, 0.0, -torch.inf) + z[:, columns]  # -inf: another class won
+            out[of_group, at : at + len(group)] = chosen[of_group]
+            at += len(group)
+        return out
+
+    return Made(predict)
+
+
+class SideBySide(nn.Module):
+    """Both whole networks, for the clock."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.target = problem.target.model
+        self.sources = nn.ModuleList(n.model for n in problem.world.sources)
+        self.sizes = [n.input_size[1:] for n in problem.world.sources]
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = [self.target(x)]
+        for source, grid in zip(self.sources, self.sizes):
+            same = tuple(x.shape[2:]) == tuple(grid)
+            z.append(source(x if same else nn.functional.interpolate(x, size=grid, mode="bicubic")))
+        return torch.cat(z, dim=1)
+
+
+def side_by_side(how: str):
+    """All networks whole: logits "raw" or as "log-softmax", or the source's "calibrated" by the
+    gate that pnc uses, on the pre-logits of both, learned from the few images."""
+
+    def make(problem: Problem, known: Settings | None) -> Made:
+        gates = _gates(problem) if how == "calibrated" else []
+
+        def predict(split: Split) -> Tensor:
+            pre, z = _seen(problem, problem.target, split, split.target)
+            out = [z.log_softmax(1) if how == "log-softmax" else z]
+            for k, (network, group) in enumerate(zip(problem.world.sources, problem.world.classes)):
+                source_pre, z_s = _seen(problem, network, split, split.sources[k])
+                columns = [c.source_index for c in group]
+                if how == "log-softmax":
+                    out.append(z_s.log_softmax(1)[:, columns])
+                elif how == "calibrated":
+                    out.append(gates[k](pre, source_pre, z, z_s[:, columns]))
+                else:
+                    out.append(z_s[:, columns])
+            return torch.cat(out, dim=1)
+
+        networks = problem.world.sources
+        files = sum(Path(s.checkpoint).stat().st_size for s in problem.scenario.sources)
+        extra = sum(t.numel() for g in gates for t in g.state_dict().values())
+        macs = sum(sum(trace(n.model, n.input_size).macs.values()) for n in networks)
+        return Made(
+            predict, run=SideBySide(problem), undo=lambda: _seen(problem, problem.target, problem.test, problem.test.target)[1],
+            added_parameters=sum(n.parameters for n in networks) + extra, added_macs=macs + extra,
+            bytes_shipped=files + 4 * extra,
+        )  # fmt: skip
+
+    return make
+
+
+def _gates(problem: Problem) -> list[GaussianGate]:
+    """One gate a source: its clone classes against the target's."""
+    few, old = problem.few, problem.old
+    gates, at = [], old
+    for k, (network, group) in enumerate(zip(problem.world.sources, problem.world.classes)):
+        use = (few.label < old) | ((few.label >= at) & (few.label < at + len(group)))
+        label = few.label[use]
+        label = torch.where(label < old, label, label - at + old)
+        features = torch.cat(
+            [problem.few_features[0], _seen(problem, network, few, few.sources[k])[0]], dim=1
+        )
+        gates.append(fit_gaussian(features[use], label, old, len(group)))
+        at += len(group)
+    return gates
+
+
+def _seen(problem: Problem, network, split: Split, images: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    """Pre-logits and logits of ``split``; those of the test images are kept for all seeds."""
+    cache = problem.world.features if split is problem.test else problem.cache
+    key = ("features", id(network), split is problem.few)
+    if split is not problem.test and split is not problem.few:
+        return target_features(network, images)[:2]
+    if key not in cache:
+        cache[key] = target_features(network, images)[:2]
+    return cache[key]
+
+
+METHODS = [
+    Method("target alone", target_alone, "reference"),
+    Method("source alone", source_alone, "both"),
+    Method("both, raw logits", side_by_side("raw"), "both"),
+    Method("both, log-softmax", side_by_side("log-softmax"), "both"),
+    Method("both, calibrated", side_by_side("calibrated"), "both", uses_pnc=True),
+]

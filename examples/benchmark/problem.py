@@ -1,0 +1,146 @@
+"""What every method is given: two or more networks, a few images, and the test images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pnc_cli.data import ImageSource, choose, framed_like, load_images, open_images
+from pnc_cli.method.features import target_features
+from pnc_cli.method.task import CloneTarget, parse_classes
+from pnc_cli.network.build import Network, load_network
+
+from .pool import Pool
+from .prepare import prepare, resized
+from .scenario import Scenario
+
+EVERY = 5  # of the few images, one in so many of each class is for choosing the settings
+
+
+@dataclass(frozen=True)
+class Split:
+    """N images: as uint8 tensors for the target and for each source, and their labels (N,).
+
+    A label is an index among [the target's classes, the clone classes].
+    """
+
+    target: Tensor
+    sources: list[Tensor]
+    label: Tensor
+
+
+@dataclass
+class Problem:
+    """A scenario with one seed.  Images are decoded when first asked for."""
+
+    scenario: Scenario
+    seed: int
+    world: World
+    cache: dict = field(default_factory=dict)  # what rows of one seed share, such as a search
+
+    @property
+    def target(self) -> Network:
+        return self.world.target
+
+    @property
+    def old(self) -> int:
+        return len(self.target.labels)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.target.labels, *(c.name for group in self.world.classes for c in group)]
+
+    @property
+    def new(self) -> int:
+        return len(self.names) - self.old
+
+    @property
+    def test(self) -> Split:
+        return self.world.test
+
+    @cached_property
+    def few(self) -> Split:
+        """The images that methods may learn from, the same for all."""
+        return self.world.images(self.world.train, self.scenario.images_per_class, self.seed)
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """(N,) marks the few images that settings are chosen on; what is shipped learns from all."""
+        held = torch.zeros(len(self.few.label), dtype=torch.bool)
+        for c in self.few.label.unique():
+            held[(self.few.label == c).nonzero()[EVERY - 1 :: EVERY, 0]] = True
+        return held
+
+    @cached_property
+    def few_features(self) -> tuple[Tensor, Tensor]:
+        """The target's pre-logits (N, D) and logits (N, old) of the few images."""
+        return target_features(self.target, self.few.target)[:2]
+
+    @property
+    def test_logits(self) -> Tensor:
+        """The target's logits (N, old) of the test images."""
+        return self.world.test_logits
+
+    def warm(self) -> None:
+        """Reads the images and runs the target on them now."""
+        _ = self.few, self.few_features, self.test_logits
+
+    def digest(self, *, sources: bool) -> str:
+        """Of all that a row's figures depend on, but for the method; rows that do not look at the
+        sources are the same whichever they are."""
+        s, w = self.scenario, self.world
+        parts = {
+            "target": self.target.ref.file_sha256, "names": self.names, "seed": self.seed,
+            "images": s.images_per_class, "test_images": s.test_images, "flip": s.flip,
+            "epochs": s.epochs, "data": [Path(p).parts[-2:] for p in (*s.train, *s.test)],
+        }  # fmt: skip
+        if sources:
+            parts["sources"] = [[n.ref.file_sha256, list(n.input_size), [asdict(c) for c in group]]
+                                for n, group in zip(w.sources, w.classes)]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class World:
+    """What all seeds of a scenario share."""
+
+    def __init__(self, scenario: Scenario, cache: Path) -> None:
+        prepare(scenario, cache)
+        self.scenario = scenario
+        self.target = load_network(Path(scenario.target))
+        self.sources = [load_network(resized(s, cache)) for s in scenario.sources]
+        self.features: dict = {}  # of the test images, for all seeds
+        self.classes: list[list[CloneTarget]] = [
+            parse_classes(s.classes, network, self.target)
+            for s, network in zip(scenario.sources, self.sources)
+        ]
+
+    @cached_property
+    def train(self) -> ImageSource:
+        return Pool([open_images(p) for p in self.scenario.train]).source
+
+    @cached_property
+    def test(self) -> Split:
+        classes = len(self.target.labels) + sum(map(len, self.classes))
+        source = Pool([open_images(p) for p in self.scenario.test]).source
+        return self.images(source, max(1, self.scenario.test_images // classes), seed=0)
+
+    @cached_property
+    def test_logits(self) -> Tensor:
+        return target_features(self.target, self.test.target)[1]
+
+    def images(self, source: ImageSource, limit: int | None, seed: int) -> Split:
+        """At most ``limit`` images of each class, drawn as ``pnc clone --limit`` draws them."""
+        folders = {label: i for i, label in enumerate(self.target.labels)}
+        for c in (c for group in self.classes for c in group):
+            folders[c.name if c.name in source.by_class else c.source_name] = len(folders)
+        frame = self.target.ref.preprocessing
+        views = [frame, *(framed_like(n.ref.preprocessing, frame) for n in self.sources)]
+        images = load_images(source, choose(source, list(folders), limit, seed), views)
+        label = torch.tensor([folders[n] for n in images.labels])
+        return Split(images.views[0], images.views[1:], label)
