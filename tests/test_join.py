@@ -91,14 +91,6 @@ def test_the_one_sided_gate_lets_the_known_share_of_clone_images_pass():
     assert passed == pytest.approx(1 - REJECTED, abs=0.005)
 
 
-def test_where_the_evidence_is_clear_equal_evidence_decides_and_no_clone_image_is_given_up():
-    z_t, z_b, pre = noise(400, 5), noise(400, 3, seed=1), noise(400, 4, seed=2)
-    z_b[:, 0] += 20
-    gate = fit_one_sided(pre, z_t, z_b, None)
-    assert gate.offset == 0
-    assert (gate.gate(None, pre, z_t, z_b) > 0).all()
-
-
 @pytest.mark.parametrize("join", [GaussianGate(7, 3, 2), OneSidedGate(4)], ids=lambda j: j.kind)
 def test_a_join_is_the_same_again_from_its_tensors(join):
     tensors = {

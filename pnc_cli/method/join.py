@@ -8,7 +8,7 @@ from torch import Tensor
 from ..network.join import GaussianGate, OneSidedGate
 
 SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity
-REJECTED = 0.22  # most clone images that a one-sided gate gives up, for the sake of locality
+REJECTED = 0.22  # share of clone images given up by a one-sided gate, for the sake of locality
 FOLDS = 5
 
 
@@ -39,8 +39,7 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
 def fit_one_sided(
     branch_pre: Tensor, z_t: Tensor, z_b: Tensor, mean_logit: tuple[Tensor, Tensor] | None
 ) -> OneSidedGate:
-    """Equal evidence decides, unless that gives up more than ``REJECTED`` of the clone images
-    (N, ...): then the threshold falls until so many pass.
+    """The gate that lets all but ``REJECTED`` of the clone images (N, ...) pass.
 
     ``mean_logit`` are weight (D,) and bias () of the mean of the source's logits, where they are
     linear in its pre-logits.
@@ -50,7 +49,7 @@ def fit_one_sided(
         gate.mean_weight.copy_(mean_logit[0])
         gate.mean_bias.copy_(mean_logit[1])
     g = gate.gate(branch_pre, branch_pre, z_t, z_b).double()  # the target's pre-logits are not read
-    gate.offset.fill_(max(-torch.quantile(g, REJECTED).item(), 0.0))
+    gate.offset.fill_(-torch.quantile(g, REJECTED).item())
     return gate
 
 

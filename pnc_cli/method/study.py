@@ -76,8 +76,8 @@ class Study:
         """Every pair with all its channels.
 
         With images the score is the mean accuracy on original and clone classes (without original
-        images: that on clone classes), less the ``PRICE`` of the added MACs.  Without images it is
-        the share of the variance of the source's pre-logits that survives, on generated images.
+        images: the branch's), less the ``PRICE`` of the added MACs.  Without images it is the share
+        of the variance of the source's pre-logits that survives, on generated images.
         """
         done = 0
         for group in _groups(self.grid.pairs):
@@ -124,7 +124,7 @@ class Study:
         if scores is None:
             worth = fit
         else:
-            worth = scores.clone if scores.average is None else scores.average
+            worth = scores.branch if scores.average is None else scores.average
         worth -= PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
         return Candidate(
             tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),

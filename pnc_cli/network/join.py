@@ -12,7 +12,7 @@ below zero is silent.  What differs is how g is told:
 * with images of both kinds, one Gaussian a class with one shrunk covariance on the pre-logits of
   target and branch (linear discriminant analysis), calibrated on images the fit has not seen;
 * with clone images only, the difference of the two networks' evidence, logsumexp(z_B) -
-  logsumexp(z_T) over centred logits, shifted where too few clone images would pass.
+  logsumexp(z_T) over centred logits, shifted so that a known share of clone images passes.
 """
 
 from __future__ import annotations
