@@ -1,10 +1,14 @@
 """What is expensive is made once: two trained networks, images of their classes, and a clone."""
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell's background jobs inherit an ignored Ctrl-C, and so would the commands that are run here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "tests", deadline=None, derandomize=True, max_examples=60,
