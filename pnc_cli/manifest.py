@@ -84,11 +84,16 @@ class CloneClass(_Strict):
 
 
 class Adapter(_Strict):
-    """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution."""
+    """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution.
+
+    ``modulation`` names the module's normalisation layers whose channels the adapter scales and
+    shifts besides; the module's own tensors stay as they were copied.
+    """
 
     kind: Literal["conv"]
     kernel: Natural
     parameters: Natural
+    modulation: list[str] = msgspec.field(default_factory=list)
 
 
 class Join(_Strict):

@@ -92,7 +92,13 @@ def test_shrinking_averages():
     (Layout("NCHW", (134, 4, 4), (4, 4)), SMALL, 1), (Layout("NCHW", (133, 4, 4), (4, 4)), SMALL, 3),
 ])  # fmt: skip
 def test_neighbours_are_read_where_there_are_any_and_the_regression_stays_small(tap, cut, kernel):
-    assert kernel_for(tap, cut) == kernel
+    assert kernel_for(tap, cut, 10**9) == kernel
+
+
+def test_neighbours_are_not_read_where_that_costs_much_beside_the_module():
+    macs = 9 * MAP.channels * SMALL.channels * 16
+    assert kernel_for(MAP, SMALL, 10 * macs) == 3
+    assert kernel_for(MAP, SMALL, 10 * macs - 10) == 1
 
 
 def test_macs_are_those_of_the_convolution_and_the_tokens():

@@ -49,7 +49,9 @@ def test_every_group_removed_equals_the_module_with_the_group_masked(architectur
             expected = torch.cat(module(features[:2].clone()), 1)
         with torch.no_grad():
             found = torch.cat(pruned(features[:2].clone()), 1)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+        torch.testing.assert_close(
+            found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()
+        )
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "test_efficientnet"])
@@ -71,7 +73,9 @@ def test_the_share_asked_for_is_about_the_share_kept():
     _, module, _, features = whole("resnet18", **RESNET)
     cells = weight_cells(module.part, features[:1])
     ranked = rank_channels(module, features)
-    kept = [sum(stay.sum() for _, stay in select(module, ranked, s, cells)) for s in (1.0, 0.7, 0.4)]
+    kept = [
+        sum(stay.sum() for _, stay in select(module, ranked, s, cells)) for s in (1.0, 0.7, 0.4)
+    ]
     assert kept[0] == sum(r.group.size for r in ranked)
     assert kept[0] > kept[1] > kept[2]
 

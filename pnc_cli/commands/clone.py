@@ -52,13 +52,14 @@ def clone(
         str | None, typer.Option("--name", help="The clone's name. Default: from its classes.")
     ] = None,
     epochs: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--epochs",
-            help="Passes over the images to refine the adapter (0: closed form only).",
+            help="Passes over the images to refine the adapter (0: closed form only). "
+            "Default: 30, fewer where the module is large.",
             min=0,
         ),
-    ] = 12,
+    ] = None,
     limit: o.Limit = 100,
     no_originals: o.NoOriginals = False,
     skip_bad: o.SkipBad = False,

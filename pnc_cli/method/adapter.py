@@ -56,14 +56,18 @@ class Regression:
         return solution[:d].T.float().contiguous(), solution[d].float().contiguous()
 
 
+KERNEL = 3
 WIDE = 1200  # most inputs of a k x k regression; wider taps are read by a 1 x 1 convolution
+COSTLY = 0.1  # of what the module costs, for an adapter
 
 
-def kernel_for(tap: Layout, cut: Layout, wanted: int = 3) -> int:
-    """The kernel size that a pair of positions deserves: ``wanted`` where neighbours exist and
-    the regression stays small, else 1."""
-    neighbours = min(cut.grid) > 1 and wanted > 1
-    return wanted if neighbours and wanted**2 * tap.channels <= WIDE else 1
+def kernel_for(tap: Layout, cut: Layout, macs: int) -> int:
+    """The kernel size that a pair of positions deserves: ``KERNEL`` where neighbours exist, the
+    regression stays small, and the adapter costs little beside the module's ``macs``; else 1."""
+    taps = KERNEL**2 * tap.channels
+    cells = cut.grid[0] * cut.grid[1]
+    small = taps <= WIDE and taps * cut.channels * cells <= COSTLY * macs
+    return KERNEL if small and min(cut.grid) > 1 else 1
 
 
 def ridge(

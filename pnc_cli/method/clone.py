@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import __version__
 from ..clone_file import RawTensor, raw_sha256
@@ -20,7 +20,6 @@ from ..manifest import (
     Manifest,
     Measured,
     Method,
-    ModuleTensor,
 )  # fmt: skip
 from ..manifest import (
     Adapter as AdapterInfo,
@@ -28,31 +27,27 @@ from ..manifest import (
 from ..manifest import (
     Join as JoinInfo,
 )
-from ..network.adapter import Adapter
-from ..network.branch import Module, features_of, mean_logit, module_after
+from ..network.branch import features_of, mean_logit
 from ..network.build import TORCH_DTYPES
-from ..network.channels import weight_cells
-from ..network.graph import INPUT, Position
 from ..network.join import Join
-from .features import localised_features, source_features, target_features
+from ..network.modulation import PREFIX, layers_of
+from .branch import make_branch
+from .features import source_features, target_features
 from .grid import Grid
 from .join import fit_gaussian, fit_one_sided
-from .localize import prune, rank_channels, select
-from .refine import refine
 from .score import score, share
-from .study import fit_adapters, module_macs, rounded, run_module
+from .study import rounded, run_module
 from .task import Task
 
 DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
-ROWS = 400_000  # of the final adapter's regression
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a clone is made with."""
+    """What a clone is made with; ``epochs`` None leaves their number to the work they take."""
 
     name: str
-    epochs: int
+    epochs: int | None
     seed: int
 
 
@@ -72,7 +67,6 @@ def make_clone(
     """
     torch.manual_seed(recipe.seed)
     tap, cut = grid.target.position(candidate.tap), grid.source.position(candidate.cut)
-    dense, slices = module_after(grid.source, grid.head, cut, task.columns)
 
     target_pre, z_t, taps = target_features(
         task.target, task.images.views[0], [tap.name], progress=progress
@@ -80,21 +74,20 @@ def make_clone(
     source_logits, cuts = source_features(
         task.source, task.images.views[1], [cut], progress=progress
     )
-    module, kept = localize(task, dense, slices, cut, candidate.share, recipe.seed)
-    [adapter] = fit_adapters(task, tap, [cut], taps[tap.name], [cuts[cut.name]], ROWS)
-    if tap.name != INPUT:  # from the image itself nothing is lost that could be won back
-        fit = ~task.held_out
-        views = tuple(v[fit] for v in task.images.views)
-        refine(adapter, module, dense, task.target, task.source, views, tap.name, cut.name,
-               epochs=recipe.epochs, seed=recipe.seed, progress=progress)  # fmt: skip
-    pre, z_b = run_module(module, taps[tap.name], adapter)
+    branch = make_branch(task, grid, candidate, taps[tap.name], cuts[cut.name],
+                         epochs=recipe.epochs, seed=recipe.seed, progress=progress)  # fmt: skip
+    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
 
     evidence = [t.cpu() for t in (target_pre, pre, z_t, z_b)]
     measured = _measure(
         task, fit_join(task, grid, evidence, ~task.held_out), evidence, source_logits.cpu()
     )
     join = fit_join(task, grid, evidence, torch.ones_like(task.held_out))
-    tensors = _raw({"adapter": adapter, "join": join, "module": module.part})
+    learned = {
+        **branch.adapter.state_dict(),
+        **{PREFIX + n: t for n, t in branch.modulation.items()},
+    }
+    tensors = _raw({"adapter": learned, "join": join.state_dict(), "module": branch.copied})
     manifest = Manifest(
         schema=CLONE_SCHEMA,
         name=recipe.name,
@@ -108,22 +101,24 @@ def make_clone(
             CloneClass(name=c.name, source_name=c.source_name, source_index=c.source_index, position=k)
             for k, c in enumerate(task.classes)
         ],
-        module=kept,
-        columns=module.columns.tolist(),
-        adapter=AdapterInfo(kind="conv", kernel=adapter.kernel, parameters=_size(adapter)),
+        module=branch.kept,
+        columns=branch.module.columns.tolist(),
+        adapter=AdapterInfo(
+            kind="conv", kernel=branch.adapter.kernel, modulation=layers_of(branch.modulation),
+            parameters=_size(learned),
+        ),
         join=JoinInfo(
             kind=join.kind, target_features=target_pre.shape[1], branch_features=pre.shape[1],
-            parameters=_size(join),
+            parameters=_size(join.state_dict()),
         ),
         method=Method(
-            seed=recipe.seed, epochs=recipe.epochs, share=candidate.share,
+            seed=recipe.seed, epochs=branch.epochs, share=candidate.share,
             images_per_class=_counts(task), original_images=int((~task.is_new).sum()),
         ),
         measured=measured,
         cost=Cost(
-            parameters=sum(p.numel() for m in (adapter, module) for p in m.parameters()) + _size(join),
-            macs=adapter.macs + _size(join)
-            + module_macs(grid, cut, dense, module, cuts[cut.name][:1]),
+            parameters=branch.parameters + _size(join.state_dict()),
+            macs=branch.macs + _size(join.state_dict()),
             target_parameters=task.target.parameters,
             target_macs=sum(grid.target.macs.values()),
             bytes=sum(len(t.data) for t in tensors.values()),
@@ -131,24 +126,6 @@ def make_clone(
         tensors_sha256=raw_sha256(tensors),
     )  # fmt: skip
     return manifest, tensors
-
-
-def localize(
-    task: Task,
-    dense: Module,
-    slices: dict[str, ModuleTensor],
-    cut: Position,
-    share: float,
-    seed: int,
-) -> tuple[Module, dict[str, ModuleTensor]]:
-    """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced."""
-    if share >= 1.0:
-        return dense, slices
-    fit = task.is_new & ~task.held_out
-    features = localised_features(task.source, task.images.views[1][fit], cut, seed)
-    example = features[:2]
-    chosen = select(dense, rank_channels(dense, features), share, weight_cells(dense.part, example))
-    return prune(dense, slices, chosen, example)
 
 
 def fit_join(task: Task, grid: Grid, evidence: Sequence[Tensor], fit: Tensor) -> Join:
@@ -182,16 +159,16 @@ def _counts(task: Task) -> dict[str, int]:
     return {n: int((task.ids == i).sum()) for i, n in enumerate(names)}
 
 
-def _raw(parts: dict[str, nn.Module]) -> dict[str, RawTensor]:
+def _raw(parts: dict[str, dict[str, Tensor]]) -> dict[str, RawTensor]:
     """State dicts as bytes, named ``<part>.<tensor>``."""
     raw = {}
-    for part, module in parts.items():
-        for name, t in module.state_dict().items():
+    for part, tensors in parts.items():
+        for name, t in tensors.items():
             t = t.detach().cpu().contiguous()
             data = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
             raw[f"{part}.{name}"] = RawTensor(DTYPE_NAMES[t.dtype], tuple(t.shape), data)
     return raw
 
 
-def _size(module: Module | Adapter | Join) -> int:
-    return sum(t.numel() for t in module.state_dict().values())
+def _size(tensors: dict[str, Tensor]) -> int:
+    return sum(t.numel() for t in tensors.values())

@@ -9,6 +9,7 @@ from ..errors import Incompatible
 from ..network.branch import Head, cuts, find_head
 from ..network.build import Network
 from ..network.graph import INPUT, Position, Trace, trace
+from .adapter import kernel_for
 from .features import block_positions
 
 
@@ -20,6 +21,10 @@ class Grid:
     source: Trace
     head: Head
     pairs: list[tuple[Position, Position]]
+
+    def kernel(self, tap: Position, cut: Position) -> int:
+        """The kernel size of the adapter between two positions."""
+        return kernel_for(tap.layout, cut.layout, self.source.macs_after(cut))
 
 
 def make_grid(

@@ -82,16 +82,15 @@ def greedy_order(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def select(
     module: Module, ranked: list[Ranked], share: float, cells: dict[str, int]
 ) -> list[tuple[Group, np.ndarray]]:
-    """Channels to keep, as (group, (n,) bool), so that about ``share`` of the module stays: of its
-    parameters and of its MACs, in the mean (``cells``: see ``weight_cells``).
+    """Channels to keep, as (group, (n,) bool), so that at most ``share`` of the module stays: of
+    its parameters and of its MACs (``cells``: see ``weight_cells``).
 
-    Step by step the group loses channels whose removal costs least for what it saves.
+    Step by step the group loses channels whose removal costs least for what it saves of that of
+    the two which is over.
     """
     tensors = {n: list(t.shape) for n, t in module.part.state_dict().items()}
-    weight = _prices(tensors, cells)
-    size = lambda: sum(float(np.prod(s)) * weight[n] for n, s in tensors.items())  # noqa: E731
     removed = [0] * len(ranked)
-    while size() > share:
+    while weight := _prices(module, tensors, cells, share):
         best, best_price = None, np.inf
         for i, r in enumerate(ranked):
             step = max(1, r.group.size // STEPS)
@@ -254,13 +253,23 @@ def _divergence(expected: Tensor, found: Tensor) -> float:
     return F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
 
 
-def _prices(tensors: dict[str, list[int]], cells: dict[str, int]) -> dict[str, float]:
-    """What a number of each tensor costs, as a share of the whole module: parameters and MACs
-    count half each."""
-    numbers = {n: float(np.prod(s)) for n, s in tensors.items()}
-    parameters = sum(numbers.values())
-    macs = max(sum(numbers[n] * cells.get(n, 0) for n in tensors), 1.0)
-    return {n: 0.5 / parameters + 0.5 * cells.get(n, 0) / macs for n in tensors}
+def _prices(
+    module: Module, tensors: dict[str, list[int]], cells: dict[str, int], share: float
+) -> dict[str, float]:
+    """What a number of each tensor costs, as a share of the whole module: of its parameters and of
+    its MACs, each weighed by how far the shrunken ``tensors`` are above ``share`` of it.
+
+    Empty when they are above neither.
+    """
+    count = lambda shapes: {n: float(np.prod(s)) for n, s in shapes.items()}  # noqa: E731
+    macs = lambda numbers: sum(v * cells.get(n, 0) for n, v in numbers.items())  # noqa: E731
+    whole, now = count({n: t.shape for n, t in module.part.state_dict().items()}), count(tensors)
+    parameters, work = sum(whole.values()), max(macs(whole), 1.0)
+    over = np.maximum([sum(now.values()) / parameters - share, macs(now) / work - share], 0.0)
+    if not over.any():
+        return {}
+    of_parameters, of_macs = over / over.sum()
+    return {n: of_parameters / parameters + of_macs * cells.get(n, 0) / work for n in tensors}
 
 
 def _saved(

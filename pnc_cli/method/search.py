@@ -33,21 +33,22 @@ def search(
     """The candidates, best first; those over a budget (shares of the target's) are left out.
 
     All pairs are scored with all their channels; then a short list, the best and those that
-    nothing cheaper beats, with each of ``shares`` below 1 (default: ``SHARES`` where there are
-    images).
+    nothing cheaper beats, with each of ``shares`` (default, where there are images: all, the
+    largest share within the budget, and ``SHARES`` below it) and the adapter's modulation.
     """
-    if shares is None:
-        shares = (1.0, *SHARES) if task.images is not None else (1.0,)
     study = Study.of(task, grid, seed, progress)
     dense = list(study.score_pairs(progress))
-    found = dense if 1.0 in shares else []
-    if smaller := [s for s in shares if s < 1.0]:
-        least = min(smaller)
+    found = [c for c in dense if shares is None or 1.0 in shares]
+    if task.images is not None or shares is not None:
+        least = min(shares or SHARES)
         hopeful = [c for c in dense if _affordable(c, task, grid, max_macs, max_params, least)]
         listed = short_list(hopeful)
         for done, candidate in enumerate(listed):
             progress("scoring shares", done, len(listed))
-            found = [*found, *study.score_shares(candidate, smaller)]
+            most = study.largest_share(candidate, max_macs, max_params)
+            tried = shares or sorted({most, *(s for s in SHARES if s < most)})
+            found = [c for c in found if (c.tap, c.cut) != (candidate.tap, candidate.cut)]
+            found += study.score_shares(candidate, tried)
         progress("scoring shares", len(listed), len(listed))
     within = [c for c in found if _affordable(c, task, grid, max_macs, max_params)]
     if not within:

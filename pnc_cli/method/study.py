@@ -6,6 +6,7 @@ gives, and a closed-form join, all fitted on some images and judged on others.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,19 @@ from ..network.branch import Module, mean_logit, module_after
 from ..network.channels import weight_cells
 from ..network.graph import INPUT, Position
 from ..network.join import GaussianGate
-from .adapter import exact_input, kernel_for, ridge
+from ..network.modulation import fold
+from .adapter import exact_input, ridge
 from .features import BATCH, localised_features, source_features, target_features
 from .grid import Grid
 from .join import discriminant, fit_one_sided
 from .localize import Ranked, prune, rank_channels, select
+from .modulation import fit_modulation
 from .probe import probe_images
 from .score import Scores, score
 from .task import Task, subset
 
 PRICE = 0.02  # accuracy that a candidate must gain to double what an image costs
+SMALLEST = 0.05  # share of a module that is tried
 PER_CLASS = 100  # images of a class looked at: one half to fit, the other to judge
 FEWEST = 16  # images of a class looked at, where there are so many
 PROBES = 256  # generated images looked at when there are no others
@@ -80,11 +84,11 @@ class Study:
         of the variance of the source's pre-logits that survives, on generated images.
         """
         done = 0
-        for group in _groups(self.grid.pairs):
+        for (_, _, kernel, _), group in _groups(self.grid).items():
             tap = group[0][0]
             adapters = fit_adapters(
                 self.task, tap, [c for _, c in group], self.taps[tap.name],
-                [self.cuts[c.name] for _, c in group], ROWS,
+                [self.cuts[c.name] for _, c in group], kernel, ROWS,
             )  # fmt: skip
             for (_, cut), adapter in zip(group, adapters):
                 progress("scoring pairs", done, len(self.grid.pairs))
@@ -94,14 +98,14 @@ class Study:
         progress("scoring pairs", done, done)
 
     def score_shares(self, candidate: Candidate, shares: Sequence[float]) -> list[Candidate]:
-        """The pair of ``candidate`` with each share of its module's channels."""
+        """The pair of ``candidate`` with each share of its module, modulated in closed form."""
         tap, cut = (
             self.grid.target.position(candidate.tap),
             self.grid.source.position(candidate.cut),
         )
         module, slices = self.modules[cut.name]
         example = self.cuts[cut.name][:2]
-        if cut.name not in self.ranked:
+        if cut.name not in self.ranked and min(shares) < 1.0:
             fit = ~self.task.held_out & (self.task.is_new | (self.task.ids < 0))
             features = localised_features(
                 self.task.source, self.task.images.views[1][fit], cut, self.seed
@@ -109,11 +113,36 @@ class Study:
             self.ranked[cut.name] = rank_channels(module, features)
         cells = weight_cells(module.part, example)
         found = []
-        for share in shares if self.ranked[cut.name] else ():
-            chosen = select(module, self.ranked[cut.name], share, cells)
-            pruned, _ = prune(module, slices, chosen, example)
+        for share in shares:
+            pruned, kept = copy.deepcopy(module), slices
+            if share < 1.0:
+                chosen = select(module, self.ranked[cut.name], share, cells)
+                pruned, kept = prune(module, slices, chosen, example)
+            self._modulate(tap, cut, pruned, kept)
             found.append(self._candidate(tap, cut, pruned, share))
         return found
+
+    def _modulate(self, tap: Position, cut: Position, module: Module, kept) -> None:
+        """Puts right in closed form what an adapter and lost channels do to ``module``."""
+        fit = ~self.task.held_out
+        seen = self.adapters[tap.name, cut.name](self.taps[tap.name][fit])
+        dense, _ = self.modules[cut.name]
+        fold(module.part, fit_modulation(dense, module, kept, self.cuts[cut.name][fit], seen))
+
+    def largest_share(
+        self, candidate: Candidate, max_macs: float | None, max_params: float | None
+    ) -> float:
+        """The share of the candidate's module that budgets (shares of the target's) leave room for."""
+        adapter, grid = self.adapters[candidate.tap, candidate.cut], self.grid
+        own = sum(p.numel() for p in adapter.parameters())
+        rooms = [1.0]
+        if max_macs is not None:
+            room = max_macs * sum(grid.target.macs.values()) - adapter.macs
+            rooms.append(room / max(candidate.macs - adapter.macs, 1))
+        if max_params is not None:
+            room = max_params * self.task.target.parameters - own
+            rooms.append(room / max(candidate.parameters - own, 1))
+        return max(round(min(rooms) - 0.005, 2), SMALLEST) if min(rooms) < 1.0 else 1.0
 
     def _candidate(self, tap: Position, cut: Position, module: Module, share: float) -> Candidate:
         adapter = self.adapters[tap.name, cut.name]
@@ -175,6 +204,7 @@ def fit_adapters(
     cuts: Sequence[Position],
     tap_features: Tensor,
     cut_features: Sequence[Tensor],
+    kernel: int,
     rows: int,
 ) -> list[Adapter]:
     """Closed-form adapters from one tap to cuts of one grid size, from the images not held out."""
@@ -182,7 +212,6 @@ def fit_adapters(
         adapter = exact_input(task.target.ref.preprocessing, task.source.ref.preprocessing)
         if adapter is not None:
             return [adapter.to(tap_features.device)]
-    kernel = kernel_for(tap.layout, cuts[0].layout)
     adapters = [Adapter(tap.layout, c.layout, kernel).to(tap_features.device) for c in cuts]
     fit = (~task.held_out).to(tap_features.device)
     ridge(adapters, tap_features[fit], [c[fit] for c in cut_features], rows=rows)
@@ -205,13 +234,14 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-def _groups(pairs: list[tuple[Position, Position]]) -> list[list[tuple[Position, Position]]]:
-    """Pairs with the same tap, grid size and kernel, whose regressions share their left side."""
+def _groups(grid: Grid) -> dict[tuple, list[tuple[Position, Position]]]:
+    """Pairs by tap, grid size and kernel, which they have in common: their regressions share
+    their left side."""
     groups: dict[tuple, list] = {}
-    for tap, cut in pairs:
-        key = (tap.name, cut.layout.grid, kernel_for(tap.layout, cut.layout), cut.name == INPUT)
+    for tap, cut in grid.pairs:
+        key = (tap.name, cut.layout.grid, grid.kernel(tap, cut), cut.name == INPUT)
         groups.setdefault(key, []).append((tap, cut))
-    return list(groups.values())
+    return groups
 
 
 def _with_probes(task: Task, seed: int) -> Task:

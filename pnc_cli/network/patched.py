@@ -17,6 +17,7 @@ from .adapter import Adapter
 from .branch import Module, layout_of, rebuild_module
 from .build import Network, build_architecture, load_network, read_tensors
 from .join import Join, from_tensors
+from .modulation import PREFIX, fold
 from .record import as_vector, recording
 
 
@@ -127,13 +128,16 @@ def _branch(clone: Clone) -> Branch:
         raise BadInput(
             f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it"
         )
+    module = rebuild_module(build_architecture(m.source), m, part["module"])
     adapter = Adapter(layout_of(m.tap), layout_of(m.cut), m.adapter.kernel)
+    modulation = {n: part["adapter"].pop(PREFIX + n) for n in
+                  [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]}  # fmt: skip
     try:
         adapter.load_state_dict(part["adapter"])
+        fold(module.part, modulation)
         join = from_tensors(m.join.kind, part["join"], len(m.classes))
-    except (RuntimeError, KeyError) as e:
+    except (RuntimeError, KeyError, ValueError) as e:
         raise BadInput(f"{clone.path}: clone '{clone.name}': {e}") from None
-    module = rebuild_module(build_architecture(m.source), m, part["module"])
     return Branch(m.tap.position, adapter, module, join)
 
 

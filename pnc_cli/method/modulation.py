@@ -1,0 +1,135 @@
+"""Fitting a modulation (:mod:`pnc_cli.network.modulation`) in closed form, in one forward pass.
+
+Layer after layer, each channel's scale and shift are the least-squares map from what the module
+puts out, behind its adapter and with the layers before already put right, to what the whole part
+of the source puts out there.  That wins back most of what pruning costs (examples/benchmark/NOTES.md),
+so a search can compare pruned modules without any training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..manifest import ModuleTensor
+from ..network.branch import Module
+from ..network.modulation import FUNCTIONS, identity, modulated_layers
+
+RIDGE = 0.05  # of the wanted variance: pulls scales towards one
+MEMORY = 512 << 20  # bytes of recorded layer outputs, at most
+
+Visit = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
+
+
+@torch.no_grad()
+def fit_modulation(
+    dense: Module,
+    module: Module,
+    kept: Mapping[str, ModuleTensor],
+    features: Tensor,
+    student: Tensor,
+) -> dict[str, Tensor]:
+    """The modulation of ``module``, a copy of ``dense`` with the channels ``kept``.
+
+    ``features`` (N, ...) are the source's at the cut; ``student`` what the adapter makes of the
+    target's for the same images.
+    """
+    tensors = identity(module.part)
+    if not tensors:
+        return tensors
+    wanted: dict[str, Tensor] = {}
+    chosen = _spread(len(features), _bytes_per_image(dense, features[:2]))
+    features, student = features[chosen], student[chosen]
+
+    def remember(layer: str, rows: Tensor) -> None:
+        if f"{layer}.scale" in tensors:
+            indices = next((k.indices for k in kept[f"{layer}.weight"].kept), None)
+            wanted[layer] = rows if indices is None else rows[:, torch.tensor(indices)]
+
+    def correct(layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = _affine(rows, wanted.pop(layer))
+        tensors[f"{layer}.scale"], tensors[f"{layer}.shift"] = scale, shift
+        return scale, shift
+
+    _Layers(dense.part, remember).run(features.clone())
+    _Layers(module.part, correct).run(student.clone())
+    return tensors
+
+
+def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) that bring rows x (n, C) nearest to rows y."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x_rest, y_rest = x - x_mean, y - y_mean
+    pull = RIDGE * y_rest.square().mean(0) + 1e-12
+    scale = ((x_rest * y_rest).mean(0) + pull) / (x_rest.square().mean(0) + pull)
+    return scale, y_mean - scale * x_mean
+
+
+class _Layers(fx.Interpreter):
+    """Runs a part, showing ``visit`` what each norm puts out (rows, C), before any activation.
+
+    Where ``visit`` answers with a scale and a shift, the layer's output is corrected by them.
+    """
+
+    def __init__(self, part: fx.GraphModule, visit: Visit) -> None:
+        super().__init__(part)
+        self.layers, self.visit = modulated_layers(part), visit
+
+    def run_node(self, n: fx.Node):
+        if n.name not in self.layers:
+            return super().run_node(n)
+        layer = self.module.get_submodule(self.layers[n.name])
+        if n.op == "call_function":
+            out, axis = super().run_node(n), FUNCTIONS[n.target]
+            return _corrected(out, axis, self.visit(self.layers[n.name], _rows(out, axis)))
+        (x, *_), _ = self.fetch_args_kwargs_from_env(n)
+        plain = _plain(layer, x)
+        if plain is None:
+            return layer(x)
+        correction = self.visit(self.layers[n.name], _rows(*plain))
+        if correction is None:
+            return layer(x)
+        weight, bias = layer.weight, layer.bias
+        scale, shift = correction
+        values = {"weight": weight * scale, "bias": bias * scale + shift}
+        return torch.func.functional_call(layer, values, (x,))
+
+
+def _plain(layer: nn.Module, x: Tensor) -> tuple[Tensor, int] | None:
+    """What a norm puts out before its activation, if it has one, and the axis of the channels."""
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        mean, variance = layer.running_mean, layer.running_var
+        return F.batch_norm(x, mean, variance, layer.weight, layer.bias, eps=layer.eps), 1
+    if type(layer).__name__.endswith("Act"):
+        return None
+    if isinstance(layer, nn.GroupNorm):
+        return layer(x), 1
+    if isinstance(layer, nn.LayerNorm):
+        return layer(x), 1 if "2d" in type(layer).__name__ else -1
+    return None
+
+
+def _corrected(out: Tensor, axis: int, correction: tuple[Tensor, Tensor] | None) -> Tensor:
+    if correction is None:
+        return out
+    scale, shift = correction
+    return (out.movedim(axis, -1) * scale + shift).movedim(-1, axis)
+
+
+def _rows(x: Tensor, axis: int) -> Tensor:
+    return x.movedim(axis, -1).flatten(0, -2)
+
+
+def _bytes_per_image(dense: Module, example: Tensor) -> int:
+    sizes: list[int] = []
+    _Layers(dense.part, lambda layer, rows: sizes.append(4 * rows.numel())).run(example.clone())
+    return sum(sizes) // len(example)
+
+
+def _spread(count: int, size: int) -> Tensor:
+    """Indices of as many of ``count`` images as memory allows, evenly drawn."""
+    wanted = max(1, min(count, MEMORY // max(size, 1)))
+    return torch.linspace(0, count - 1, wanted).round().long()
