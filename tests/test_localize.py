@@ -1,5 +1,7 @@
 """network/channels.py and method/localize.py: channels that go together, and which of them go."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,25 +10,24 @@ from networks import RESNET, make_network
 from pnc_cli.manifest import ModuleTensor
 from pnc_cli.method.localize import greedy_order, masked, prune, rank_channels, select
 from pnc_cli.method.neighbourhood import neighbourhood
-from pnc_cli.network.branch import classifier_names, find_head, module_after
+from pnc_cli.network.branch import classifier_names, find_head, module_after, rebuild_module
 from pnc_cli.network.channels import prunable_groups, weight_cells
 from pnc_cli.network.graph import trace
 
 SIZE = (3, 32, 32)
 NETWORKS = {
     "resnet18": RESNET, "test_convnext": {}, "test_vit": {}, "test_efficientnet": {},
-    "mobilenetv3_small_050": {}, "densenet121": {}, "mixer_s16_224": {},
+    "mobilenetv3_small_050": {}, "densenet121": {"block_config": (2, 2, 2, 2)}, "mixer_s16_224": {"img_size": 32, "num_blocks": 2},
 }  # fmt: skip
 
 
 def whole(architecture, classes=(1, 3), **model_args):
     """The part after the image of a network, with how its tensors are sliced, and some features."""
-    size = 224 if architecture == "mixer_s16_224" else 32
-    model = make_network(architecture, 5, size=size, **model_args)
-    tr = trace(model, (3, size, size))
+    model = make_network(architecture, 5, **model_args)
+    tr = trace(model, SIZE)
     head = find_head(tr, classifier_names(model))
     module, slices = module_after(tr, head, tr.positions[0], list(classes))
-    features = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(16, *SIZE, generator=torch.Generator().manual_seed(0))
     return model, module, slices, features
 
 
@@ -98,10 +99,30 @@ def test_greedy_removal_takes_channels_that_cancel_together():
     assert missing.tolist() == pytest.approx([0, 1, 9, 18, 18])
 
 
-def test_what_is_not_understood_is_left_whole():
+def test_heads_and_hidden_units_of_a_transformer_go_and_its_residual_stream_stays():
     _, module, _, features = whole("test_vit", classes=(0, 1))
-    tensors = {t for g in prunable_groups(module.part, features[:2]) for t, _ in g.sites}
-    assert tensors and not any("attn" in t or "norm" in t for t in tensors)
+    groups = prunable_groups(module.part, features[:2])
+    sites = {site for g in groups for site in g.sites}
+    assert {("blocks.0.attn.qkv.weight", 0), ("blocks.0.attn.proj.weight", 1)} <= sites
+    assert {("blocks.0.mlp.fc1.weight", 0), ("blocks.0.mlp.fc2.weight", 1)} <= sites
+    assert not any("norm" in t or "embed" in t for t, _ in sites)
+    assert ("blocks.0.attn.proj.weight", 0) not in sites
+
+
+def test_a_network_of_shapes_that_depend_on_its_heads_is_rebuilt_from_the_kept_indices():
+    model, module, slices, features = whole("test_vit", classes=(0, 1))
+    groups = prunable_groups(module.part, features[:2])
+    chosen = [(g, np.arange(g.size) % 2 == 1) for g in groups]
+    pruned, kept = prune(module, slices, chosen, features[:2])
+    assert numbers(pruned) < 0.75 * numbers(module)
+    source = SimpleNamespace(
+        preprocessing=SimpleNamespace(input_size=SIZE), architecture="test_vit"
+    )
+    cut = SimpleNamespace(position="input", shape=SIZE)
+    manifest = SimpleNamespace(name="c", source=source, cut=cut, module=kept, columns=[0, 1])
+    again = rebuild_module(make_network("test_vit", 5, seed=9), manifest, pruned.part.state_dict())
+    for found, expected in zip(again(features), pruned(features)):
+        assert torch.equal(found, expected)
 
 
 def test_the_classifiers_rows_and_the_pre_logits_are_never_removed():

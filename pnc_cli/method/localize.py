@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..data import batches
 from ..manifest import Kept, ModuleTensor
 from ..network.branch import Module, resize
-from ..network.channels import Group, Site, kept_indices, prunable_groups
+from ..network.channels import Group, kept_indices, prunable_groups, shrink_graph
+from ..network.flow import Site
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
@@ -186,6 +187,7 @@ def _remove(module: Module, slices, chosen) -> tuple[Module, dict[str, ModuleTen
         done[axis] = [earlier[i] for i in indices] if earlier is not None else indices.tolist()
         kept[name] = ModuleTensor(kept=[Kept(axis=a, indices=done[a]) for a in sorted(done)])
     resize(pruned.part, state)
+    shrink_graph(pruned.part, chosen)
     return pruned, kept
 
 

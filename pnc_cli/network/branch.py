@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import BadInput, Incompatible
 from ..manifest import Features, Kept, Manifest, ModuleTensor
+from .channels import prunable_groups, removable, shrink_graph, what_stays
 from .graph import Position, Trace, part_after, trace
 from .layout import Layout
 from .record import as_vector
@@ -83,6 +84,15 @@ def module_after(
     return Module(part, columns), kept
 
 
+def prunable_share(tr: Trace, cut: Position) -> float:
+    """The share of the parameters after ``cut`` that stand in removable channels, 0 to 1."""
+    head = find_head(tr, classifier_names(tr.root))
+    part = part_after(tr, cut, [head.pre, head.logits])
+    parameters = dict(part.named_parameters())
+    groups = prunable_groups(part, torch.zeros(2, *cut.layout.shape))
+    return removable(groups, parameters) / max(sum(p.numel() for p in parameters.values()), 1)
+
+
 def mean_logit(tr: Trace, head: Head) -> tuple[Tensor, Tensor] | None:
     """Weight (D,) and bias () that give the mean of the network's logits from its pre-logits."""
     if head.weight is None:
@@ -113,6 +123,10 @@ def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Ten
         raise BadInput(f"clone '{manifest.name}': its module does not fit the part of a "
                        f"{manifest.source.architecture} after '{manifest.cut.position}': "
                        f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}")  # fmt: skip
+    kept = {(n, k.axis): k.indices for n, t in manifest.module.items() for k in t.kept}
+    if any(name.rpartition(".")[0] not in classifier_names(source) for name, _ in kept):
+        groups = prunable_groups(part, torch.zeros(2, *manifest.cut.shape))
+        shrink_graph(part, what_stays(groups, kept))
     resize(part, tensors)
     return Module(part, list(manifest.columns))
 
