@@ -153,8 +153,7 @@ class masked:
                 m = self.part.get_submodule(reader.removesuffix(".weight"))
                 mask = torch.ones(m.weight.shape[1])
                 mask[torch.from_numpy(group.sites[reader, 1][~stay].ravel())] = 0.0
-                if isinstance(m, nn.Conv2d):
-                    mask = mask[:, None, None]
+                mask = mask.reshape(-1, *[1] * (m.weight.ndim - 2))  # (C, 1, 1) for convolutions
                 self.handles.append(
                     m.register_forward_pre_hook(_multiply(mask.to(m.weight.device)))
                 )
@@ -221,7 +220,7 @@ def _grams(module: Module, features: Tensor, readers: set[str]) -> dict[str, Ten
     handles = []
     for name in sorted(readers):
         m = module.part.get_submodule(name.removesuffix(".weight"))
-        axis = 1 if isinstance(m, nn.Conv2d) else -1
+        axis = 1 if m.weight.ndim > 2 else -1
         handles.append(m.register_forward_pre_hook(watch(name, axis)))
     try:
         for part in batches(len(features), 64):

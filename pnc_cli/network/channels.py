@@ -106,7 +106,7 @@ def weight_cells(part: nn.Module, example: Tensor) -> dict[str, int]:
     handles = [
         m.register_forward_hook(watch(f"{name}.weight"))
         for name, m in part.named_modules()
-        if isinstance(m, (nn.Conv2d, nn.Linear))
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))
     ]
     with torch.no_grad():
         part(example)
@@ -164,7 +164,7 @@ def _groups(flow: Flow) -> list[Group]:
 
 
 def _settle(flow: Flow) -> Tensor:
-    """(count,) the unit of each id; ``WHOLE`` for what is no slice of some tensor."""
+    """(count,) the unit of each id: a slice along one axis of every tensor that it stands in."""
     tensors = {id(s.ids): s.ids for s in _tensors(flow)}
     tensors |= {id(ids): ids for ids in flow.parameters.values()}
     whole = torch.tensor(WHOLE)
@@ -172,8 +172,10 @@ def _settle(flow: Flow) -> Tensor:
         unit, sound = flow.ties.components(), True
         for ids in tensors.values():
             roots = compact(unit[ids])
-            if sum(size > 1 for size in roots.shape) > 1:
-                flow.ties.tie(roots, whole)
+            axes = [a for a, size in enumerate(roots.shape) if size > 1]
+            if len(axes) > 1:  # then the shortest does not shrink: queries, keys and values
+                axis = min(axes, key=lambda a: roots.shape[a])
+                flow.ties.tie(roots, roots.narrow(axis, 0, 1))
                 sound = False
         if sound:
             for n, before in _reshaped(flow):

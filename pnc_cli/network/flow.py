@@ -36,10 +36,12 @@ _ELEMENTWISE = set("""
 """.split())  # fmt: skip
 _RESHAPING = set("""
     reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze unbind chunk split
-    cat concat stack expand getitem roll flip window_reverse window_reverse_nchw grid_reverse
+    cat concat stack expand repeat reshape_as view_as getitem roll flip window_reverse window_reverse_nchw grid_reverse
     grid_reverse_nchw deblockify
 """.split())  # fmt: skip
-_OVER_AN_AXIS = set("mean sum amax amin var std softmax log_softmax normalize logsumexp".split())
+_OVER_AN_AXIS = set(
+    "mean sum amax amin var std norm softmax log_softmax normalize logsumexp".split()
+)
 _SPATIAL = set("""
     interpolate pad avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d
     AvgPool2d MaxPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2dSame MaxPool2dSame LPPool2d
@@ -74,7 +76,7 @@ class Flow(fx.Interpreter):
             carried = self._carried(n) if node_name(n) in _RESHAPING else None
             if carried is None:
                 self._leave(n)
-                carried = tuple(_whole(o.shape) for o in out)
+                carried = tuple(_whole(getattr(o, "shape", ())) for o in out)
             self.seen[n] = carried
         return out
 
@@ -100,7 +102,11 @@ class Flow(fx.Interpreter):
         operands = [s for a in n.all_input_nodes if isinstance(s := self.seen.get(a), Seen)]
         if name in _RESHAPING:
             carried = self._carried(n)
-            return carried.ids if isinstance(carried, Seen) and carried.shape == shape else None
+            if not isinstance(carried, Seen) or carried.shape != shape:
+                return None
+            return (
+                self._meet([carried, operands[1]], shape) if name.endswith("_as") else carried.ids
+            )
         if not operands:
             return None
         x = operands[0]
@@ -312,7 +318,7 @@ def _along(ids: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
 
 
 def _dims(n: fx.Node, name: str, rank: int) -> list[int]:
-    place = 2 if name == "normalize" else 1
+    place = 2 if name in ("normalize", "norm") else 1
     dims = n.args[place] if len(n.args) > place else n.kwargs.get("dim")
     dims = (1 if name == "normalize" else None) if dims is None else dims
     dims = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
