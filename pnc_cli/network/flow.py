@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .sizes import node_name
-from .ties import WHOLE, Seen, Ties, compact
+from .ties import WHOLE, Seen, Ties, along, compact, whole
 
 Site = tuple[str, int]  # a tensor of the state dict and an axis of it
 
@@ -36,7 +36,7 @@ _ELEMENTWISE = set("""
 """.split())  # fmt: skip
 _RESHAPING = set("""
     reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze unbind chunk split
-    cat concat stack expand repeat reshape_as view_as getitem roll flip window_reverse window_reverse_nchw grid_reverse
+    cat concat stack repeat reshape_as view_as getitem roll flip window_reverse window_reverse_nchw grid_reverse
     grid_reverse_nchw deblockify
 """.split())  # fmt: skip
 _OVER_AN_AXIS = set(
@@ -76,7 +76,7 @@ class Flow(fx.Interpreter):
             carried = self._carried(n) if node_name(n) in _RESHAPING else None
             if carried is None:
                 self._leave(n)
-                carried = tuple(_whole(getattr(o, "shape", ())) for o in out)
+                carried = tuple(whole(getattr(o, "shape", ())) for o in out)
             self.seen[n] = carried
         return out
 
@@ -86,7 +86,7 @@ class Flow(fx.Interpreter):
         shape = tuple(out.shape)
         if n.op == "placeholder" or not out.is_floating_point():
             self._leave(n)
-            return _whole(shape)
+            return whole(shape)
         if n.op == "get_attr":
             return self._parameter(n.target, shape)
         if n.op == "call_module":
@@ -95,7 +95,7 @@ class Flow(fx.Interpreter):
             ids = self._function(n, node_name(n), shape)
         if ids is None:
             self._leave(n)
-            return _whole(shape)
+            return whole(shape)
         return Seen(shape, ids)
 
     def _function(self, n: fx.Node, name: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -110,6 +110,8 @@ class Flow(fx.Interpreter):
         if not operands:
             return None
         x = operands[0]
+        if name == "expand":
+            return self._expanded(n, x, shape)
         if name in _ELEMENTWISE:
             return self._meet(operands, shape)
         if name in _OVER_AN_AXIS and len(operands) == 1:
@@ -138,6 +140,10 @@ class Flow(fx.Interpreter):
             return x.ids
         if kind in _CONVOLUTIONS and len(x.shape) == m.weight.ndim:
             return self._convolution(name, m, x)
+        if kind == "ConvMlp":  # a leaf of timm's, in VGG's head
+            hidden = self._convolution(f"{name}.fc1", m.fc1, x)
+            self._read(f"{name}.fc2.weight", Seen((1, m.fc1.out_channels, 1, 1), hidden), 1)
+            return self._rows(f"{name}.fc2", m.fc2).reshape(1, -1, 1, 1)
         if isinstance(m, nn.Linear):
             self._read(f"{name}.weight", x, -1)
             return self._rows(name, m).expand((1,) * (len(shape) - 1) + (-1,))
@@ -145,7 +151,7 @@ class Flow(fx.Interpreter):
             ids = self._merge(x.ids, [a for a in range(len(shape)) if a != 1])
             for leaf in ("weight", "bias", "running_mean", "running_var"):
                 if getattr(m, leaf, None) is not None:
-                    self._site(f"{name}.{leaf}", 0, _along(ids, 1, shape))
+                    self._site(f"{name}.{leaf}", 0, along(ids, 1, shape))
             return ids
         if kind in _SPATIAL:
             return self._merge(x.ids, range(-2, 0)) if len(shape) > 2 else None
@@ -165,7 +171,7 @@ class Flow(fx.Interpreter):
             self._read(f"{name}.weight", x, 1)
         else:  # whole groups, of one channel each when depthwise
             ids = self._merge(x.ids, [a for a in range(len(x.shape)) if a != 1])
-            given = _along(ids, 1, x.shape).reshape(m.groups, -1)
+            given = along(ids, 1, x.shape).reshape(m.groups, -1)
             written = rows.expand(m.out_channels).reshape(m.groups, -1)
             self.ties.tie(given, written[:, :1])
             self.ties.tie(written, written[:, :1])
@@ -175,7 +181,7 @@ class Flow(fx.Interpreter):
         """The columns of ``weight`` are the channels along ``axis`` of ``x``."""
         axis %= len(x.shape)
         ids = self._merge(x.ids, [a for a in range(len(x.shape)) if a != axis])
-        self._site(weight, 1, _along(ids, axis, x.shape))
+        self._site(weight, 1, along(ids, axis, x.shape))
         self.readers.add(weight)
 
     def _rows(self, name: str, m: nn.Module) -> Tensor:
@@ -199,6 +205,8 @@ class Flow(fx.Interpreter):
             sizes = list(shape)
             if np.prod(sizes) > FINE:
                 sizes[1:] = [1] * (len(sizes) - 1)
+            if name not in self.stored and len(shape) > 1:  # a mask
+                sizes = [1] * len(shape)
             count = int(np.prod(sizes, dtype=int))
             ids = self.ties.fresh(count) if count > 1 else torch.tensor([WHOLE])
             self.parameters[name] = ids.reshape(sizes)
@@ -239,23 +247,40 @@ class Flow(fx.Interpreter):
     def _meet(self, operands: Sequence[Seen], shape: tuple[int, ...]) -> Tensor:
         """Elementwise, with broadcasting: what meets is tied."""
         rank = len(shape)
-        aligned = [
-            ((1,) * (rank - len(s.shape)) + s.shape, s.ids[(None,) * (rank - len(s.shape))])
-            for s in operands
-        ]
-        fixed = [sizes for sizes, ids in aligned if ids.numel() == 1 and ids.item() == WHOLE]
-        moving = [ids for _, ids in aligned if ids.numel() > 1 or ids.item() != WHOLE]
+        aligned = [s.to_rank(rank) for s in operands]
+        moving = [s for s in aligned if not s.is_whole]
+        for s in sorted(moving, key=lambda s: -s.ids.numel()):
+            others = {a for o in moving if o is not s for a in o.varies}
+            if others and not others & s.varies and all(s.shape[a] == 1 for a in others):
+                self.ties.tie(
+                    s.ids, torch.tensor(WHOLE)
+                )  # the same for all channels: a mask, a gate
+                moving = [o for o in moving if o is not s]
         if not moving:
             return torch.full((1,) * rank, WHOLE)
-        met = torch.broadcast_tensors(*moving)
+        met = torch.broadcast_tensors(*(s.ids for s in moving))
         for other in met[1:]:
             self.ties.tie(met[0], other)
-        constant = [a for a in range(rank) if any(sizes[a] > 1 for sizes in fixed)]
-        return self._merge(met[0], constant)
+        fixed = [s for s in aligned if not any(s is m for m in moving)]
+        return self._merge(met[0], [a for a in range(rank) if any(s.shape[a] > 1 for s in fixed)])
 
     def _over(self, x: Seen, dims: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         ids = self._merge(x.ids, dims)
         return ids if len(shape) == len(x.shape) else ids.squeeze(tuple(dims))
+
+    def _expanded(self, n: fx.Node, x: Seen, shape: tuple[int, ...]) -> Tensor:
+        """What is repeated a number of times can be repeated less, if what it meets shrinks."""
+        x = x.to_rank(len(shape))
+        sizes = n.args[1] if isinstance(n.args[1], (tuple, list)) else n.args[1:]
+        if not x.is_whole or len(sizes) != len(shape):
+            return x.ids
+        counted = [
+            a for a, size in enumerate(sizes) if isinstance(size, int) and shape[a] > x.shape[a]
+        ]
+        if len(counted) != 1:
+            return x.ids
+        fresh = self.ties.fresh(shape[counted[0]])
+        return fresh.reshape([-1 if a == counted[0] else 1 for a in range(len(shape))])
 
     def _sum_of_products(self, a: Seen, b: Seen, axis: int) -> Seen:
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
@@ -265,13 +290,13 @@ class Flow(fx.Interpreter):
 
     def _matmul(self, a: Seen, b: Seen) -> Tensor:
         """(..., N, D) @ (..., D, M)"""
-        return self._sum_of_products(_wider(a, -1), _wider(b, -3), -2).ids
+        return self._sum_of_products(a.wider(-1), b.wider(-3), -2).ids
 
     def _attention(self, n: fx.Node, shape: tuple[int, ...]) -> Tensor | None:
         """softmax(q k' + mask) v, for q, k, v (..., tokens, D)"""
         mask = n.args[3] if len(n.args) > 3 else n.kwargs.get("attn_mask")
         q, k, v = (self.seen[a] for a in n.args[:3])
-        scores = self._sum_of_products(_wider(q, -2), _wider(k, -3), -1)
+        scores = self._sum_of_products(q.wider(-2), k.wider(-3), -1)
         if isinstance(mask, fx.Node):
             scores = Seen(scores.shape, self._meet([scores, self.seen[mask]], scores.shape))
         weights = Seen(scores.shape, self._merge(scores.ids, [-1]))
@@ -300,21 +325,6 @@ class Flow(fx.Interpreter):
         seen, value = self.seen.get(a), self.env[a]
         follows = isinstance(value, Tensor) and value.is_floating_point()
         return seen.full if follows and isinstance(seen, Seen) else value
-
-
-def _whole(shape: Sequence[int]) -> Seen:
-    return Seen(tuple(shape), torch.full((1,) * len(shape), WHOLE))
-
-
-def _wider(x: Seen, axis: int) -> Seen:
-    """With an axis of size 1 inserted at ``axis`` (negative) of the result."""
-    at = len(x.shape) + 1 + axis
-    return Seen((*x.shape[:at], 1, *x.shape[at:]), x.ids.unsqueeze(at))
-
-
-def _along(ids: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
-    """The ids along an axis, the only one that they vary along."""
-    return ids.movedim(axis, 0).reshape(-1).expand(shape[axis])
 
 
 def _dims(n: fx.Node, name: str, rank: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,33 @@ class Seen:
     @property
     def full(self) -> Tensor:
         return self.ids.expand(self.shape)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.ids.numel() == 1 and self.ids.item() == WHOLE
+
+    @property
+    def varies(self) -> set[int]:
+        return {axis for axis, size in enumerate(self.ids.shape) if size > 1}
+
+    def to_rank(self, rank: int) -> Seen:
+        """With axes of size 1 in front, as broadcasting adds them."""
+        more = rank - len(self.shape)
+        return Seen((1,) * more + self.shape, self.ids[(None,) * more])
+
+    def wider(self, axis: int) -> Seen:
+        """With an axis of size 1 that is ``axis`` (negative) in the result."""
+        at = len(self.shape) + 1 + axis
+        return Seen((*self.shape[:at], 1, *self.shape[at:]), self.ids.unsqueeze(at))
+
+
+def whole(shape: Sequence[int]) -> Seen:
+    return Seen(tuple(shape), torch.full((1,) * len(shape), WHOLE))
+
+
+def along(ids: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """The ids along an axis, the only one that they vary along."""
+    return ids.movedim(axis, 0).reshape(-1).expand(shape[axis])
 
 
 def compact(ids: Tensor) -> Tensor:
