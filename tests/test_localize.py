@@ -17,7 +17,7 @@ from pnc_cli.network.graph import trace
 SIZE = (3, 32, 32)
 NETWORKS = {
     "resnet18": RESNET, "test_convnext": {}, "test_vit": {}, "test_efficientnet": {},
-    "mobilenetv3_small_050": {}, "densenet121": {"block_config": (2, 2, 2, 2)}, "mixer_s16_224": {"img_size": 32, "num_blocks": 2},
+    "mobilenetv3_small_050": {}, "densenet121": {"block_config": (2, 2, 2, 2)}, "mixer_s16_224": {"img_size": 32},
 }  # fmt: skip
 
 

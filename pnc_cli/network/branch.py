@@ -62,6 +62,18 @@ class Module(nn.Module):
         return as_vector(pre), logits[:, self.columns]
 
 
+def _part(tr: Trace, cut: Position, head: Head) -> fx.GraphModule:
+    """The graph after ``cut``; what the source's own state does not hold, this one's does not."""
+    part = part_after(tr, cut, [head.pre, head.logits])
+    for name in sorted(part.state_dict().keys() - tr.root.state_dict().keys()):
+        owner, _, leaf = name.rpartition(".")  # a constant of the trace, or a mask
+        module = part.get_submodule(owner)
+        buffer = getattr(module, leaf)
+        delattr(module, leaf)
+        module.register_buffer(leaf, buffer, persistent=False)
+    return part
+
+
 def module_after(
     tr: Trace, head: Head, cut: Position, class_indices: list[int]
 ) -> tuple[Module, dict[str, ModuleTensor]]:
@@ -70,7 +82,7 @@ def module_after(
     A linear classifier keeps the rows of the clone classes only; its order is that of
     ``class_indices``.
     """
-    part = copy.deepcopy(part_after(tr, cut, [head.pre, head.logits]))
+    part = copy.deepcopy(_part(tr, cut, head))
     kept: dict[str, ModuleTensor] = {n: ModuleTensor(kept=[]) for n in part.state_dict()}
     columns = list(class_indices)
     if head.weight in kept:
@@ -87,7 +99,7 @@ def module_after(
 def prunable_share(tr: Trace, cut: Position) -> float:
     """The share of the parameters after ``cut`` that stand in removable channels, 0 to 1."""
     head = find_head(tr, classifier_names(tr.root))
-    part = part_after(tr, cut, [head.pre, head.logits])
+    part = _part(tr, cut, head)
     parameters = dict(part.named_parameters())
     groups = prunable_groups(part, torch.zeros(2, *cut.layout.shape))
     return removable(groups, parameters) / max(sum(p.numel() for p in parameters.values()), 1)
@@ -116,7 +128,7 @@ def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Ten
     """
     tr = trace(source, manifest.source.preprocessing.input_size)
     head = find_head(tr, classifier_names(source))
-    part = part_after(tr, tr.position(manifest.cut.position), [head.pre, head.logits])
+    part = _part(tr, tr.position(manifest.cut.position), head)
     needed = set(part.state_dict())
     if needed != set(tensors):
         odd = min(needed ^ set(tensors))
