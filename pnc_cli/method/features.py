@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..data import Progress, batches, no_progress, normalize
 from ..network.build import Network
-from ..network.graph import INPUT, Position, Trace
 from ..network.patched import target_pre_logits
+from ..network.position import INPUT, Outline, Position
 from ..network.record import recording
 from .neighbourhood import neighbourhood
 
@@ -83,7 +83,7 @@ def localised_features(source: Network, images: Tensor, cut: Position, seed: int
     return torch.cat([*features, *neighbours])
 
 
-def block_positions(tr: Trace) -> list[Position]:
+def block_positions(network: Outline) -> list[Position]:
     """The positions between blocks, without those inside one and those that cost nothing more.
 
     A position inside a block that is itself a position (``blocks.0.0.bn1``) is left out, unless
@@ -92,19 +92,19 @@ def block_positions(tr: Trace) -> list[Position]:
     """
     from torch.nn import ModuleList, Sequential
 
-    named = {n for p in tr.positions for n in (p.name, *p.aliases)}
+    named = {n for p in network.positions for n in (p.name, *p.aliases)}
 
     def inside(name: str) -> bool:
         parent = name.rpartition(".")[0]
         while parent:
             if parent in named and not isinstance(
-                tr.root.get_submodule(parent), (Sequential, ModuleList)
+                network.root.get_submodule(parent), (Sequential, ModuleList)
             ):
                 return True
             parent = parent.rpartition(".")[0]
         return False
 
-    outer = [p for p in tr.positions if p.name == INPUT or not inside(p.name)]
+    outer = [p for p in network.positions if p.name == INPUT or not inside(p.name)]
     kept = []
     for p, following in zip(outer, [*outer[1:], None]):
         same = following is not None and following.depth == p.depth

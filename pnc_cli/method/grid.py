@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from ..errors import Incompatible
 from ..network.branch import Head, cuts, find_head
 from ..network.build import Network
-from ..network.graph import INPUT, Position, Trace, trace
+from ..network.graph import Trace, trace
+from ..network.position import INPUT, Outline, Position
+from ..network.tape import observe
 from .adapter import kernel_for
 from .features import block_positions
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Both networks traced, and the pairs of positions to try."""
+    """Both networks' positions, and the pairs of them to try."""
 
-    target: Trace
+    target: Outline
     source: Trace
     head: Head
     pairs: list[tuple[Position, Position]]
@@ -35,11 +37,12 @@ def make_grid(
     A pair whose tap is coarser than its cut is left out: what the tap has averaged away cannot
     be had back.  ``input`` is paired with ``input`` alone: an image is not a feature map.
     """
-    tr_t, tr_s = trace(target.model, target.input_size), trace(source.model, source.input_size)
+    seen = observe(target.model, target.input_size)
+    tr_s = trace(source.model, source.input_size)
     head = find_head(tr_s, source.classifier)
     possible = cuts(tr_s, head)
     named = {n for p in possible for n in (p.name, *p.aliases)}
-    t = [tr_t.position(n) for n in taps] or block_positions(tr_t)
+    t = [seen.position(n) for n in taps] or block_positions(seen)
     s = [tr_s.position(n) for n in cut_names] or [
         c for c in block_positions(tr_s) if c.name in named
     ]
@@ -57,10 +60,10 @@ def make_grid(
     if not pairs:
         raise Incompatible(
             "no pair of positions to try",
-            hint="taps: " + ", ".join(p.name for p in tr_t.positions)
+            hint="taps: " + ", ".join(p.name for p in seen.positions)
             + "; cuts: " + ", ".join(p.name for p in possible),
         )  # fmt: skip
-    return Grid(tr_t, tr_s, head, pairs)
+    return Grid(seen, tr_s, head, pairs)
 
 
 def _finer(tap: Position, cut: Position) -> bool:

@@ -13,46 +13,24 @@ import operator
 from dataclasses import dataclass
 
 import torch
-from timm.layers import get_notrace_functions, get_notrace_modules
+from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ..errors import Incompatible
-from .layout import Layout, map_kind, token_grid
+from .cost import FlopCounter
+from .position import INPUT, Outline, Position, is_layer, leaves_of
+from .shapes import device_of, on_shapes
+from .tape import observe
 
-INPUT = "input"  # the position before the first layer: the preprocessed image itself
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place where exactly one tensor is alive."""
-
-    name: str  # the module that outputs the tensor, or "input"
-    aliases: tuple[str, ...]  # other modules that output the same tensor (layer1.1 for layer1)
-    node: str  # the FX node
-    layout: Layout
-    depth: float  # share of the network's MACs spent up to here, 0 to 1
+__all__ = ["INPUT", "Position", "Trace", "part_after", "trace"]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A traced network: its graph, what each node returns, and its positions in order."""
+class Trace(Outline):
+    """A traced network: ``macs`` are by node."""
 
-    root: nn.Module
     graph: fx.Graph
-    positions: tuple[Position, ...]
     constants: dict[str, object]  # non-tensor values that do not depend on the batch, by node
-    macs: dict[str, int]  # multiply-accumulates per image, by node
-
-    def position(self, name: str) -> Position:
-        for p in self.positions:
-            if name == p.name or name in p.aliases:
-                return p
-        raise Incompatible(
-            f"'{name}' is not a position of this network",
-            hint="positions are: " + ", ".join(p.name for p in self.positions),
-        )
 
     def macs_after(self, position: Position) -> int:
         """MACs per image of what comes after ``position``."""
@@ -65,20 +43,33 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self._leaves = (*get_notrace_modules(), nn.Linear)  # timm has a Linear of its own
-        self.returned: dict[fx.Node, list[str]] = {}
+        self.returned: list[tuple[str, list[fx.Node], bool]] = []  # was one of them given to it?
         self.calls: dict[str, int] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+        return is_layer(m)
 
     def call_module(self, m, forward, args, kwargs):  # noqa: ANN001 - torch.fx's signature
         path = self.path_of_module(m)
         out = super().call_module(m, forward, args, kwargs)
         self.calls[path] = self.calls.get(path, 0) + 1
-        if isinstance(out, fx.Proxy):
-            self.returned.setdefault(out.node, []).append(path)
+        nodes = [p.node for p in leaves_of(out) if isinstance(p, fx.Proxy)]
+        given = {p.node for p in leaves_of(args) if isinstance(p, fx.Proxy)}
+        self.returned.append((path, nodes, bool(given.intersection(nodes))))
         return out
+
+    def names(self, values: dict[str, object]) -> dict[fx.Node, list[str]]:
+        """Modules called once that returned one tensor, the outermost first, by its node.
+
+        Those that return what they were given (an empty ``shortcut``) come last.
+        """
+        names: dict[fx.Node, list[str]] = {}
+        order = sorted(reversed(self.returned), key=lambda r: r[2])
+        for path, nodes, _ in order:
+            tensors = [n for n in nodes if _holds_tensor(values.get(n.name))]
+            if path and self.calls[path] == 1 and len(tensors) == 1:
+                names.setdefault(tensors[0], []).append(path)
+        return names
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
@@ -100,16 +91,18 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             hint="use another architecture as the source",
         ) from e
     _drop_dead(graph)
-    small, large = _run(model, graph, input_size, 2), _run(model, graph, input_size, 3)
+    small, large = on_shapes(model, lambda m: [_run(m, graph, input_size, n) for n in (2, 3)])
     constants = {
         n: v for n, v in small.values.items() if not _holds_tensor(v) and v == large.values[n]
     }
+    seen = observe(model, input_size).positions
+    layouts = {name: p.layout for p in seen for name in (p.name, *p.aliases)}
     return Trace(
         root=model,
         graph=graph,
-        positions=tuple(_positions(model, graph, tracer, small, large, constants, input_size)),
+        positions=tuple(_positions(graph, tracer, small, large, constants, layouts)),
         constants=constants,
-        macs=small.macs,
+        macs=small.macs,  # of what depends on the image: the rest can be computed once and kept
     )
 
 
@@ -180,30 +173,15 @@ class _run(fx.Interpreter):
         self.values: dict[str, object] = {}
         self.macs: dict[str, int] = {}
         self.batch = batch
-        with torch.no_grad():
-            self.run(torch.zeros(batch, *input_size))
+        self.dependent = {n.name for n in _input_dependent(graph)}
+        self.run(torch.zeros(batch, *input_size, device=device_of(model)))
 
     def run_node(self, n: fx.Node):
-        with _FlopCounter() as counter:
+        with FlopCounter() as counter:
             out = super().run_node(n)
-        if counter.flops:
+        if counter.flops and n.name in self.dependent:
             self.macs[n.name] = counter.flops // (2 * self.batch)
         self.values[n.name] = _Shape(out.shape) if isinstance(out, Tensor) else out
-        return out
-
-
-class _FlopCounter(TorchDispatchMode):
-    """Counts with PyTorch's own formulas (its FlopCounterMode breaks on some no-grad graphs)."""
-
-    flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is None and "scaled_dot_product" in str(func):
-            count = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
-        if count is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 
@@ -219,11 +197,11 @@ def _holds_tensor(value: object) -> bool:
     return isinstance(value, dict) and any(_holds_tensor(v) for v in value.values())
 
 
-def _positions(model, graph, tracer, small, large, constants, input_size):
+def _positions(graph, tracer, small, large, constants, layouts):
     """Yields the positions in topological order."""
     nodes = list(graph.nodes)
     order = {n: i for i, n in enumerate(nodes)}
-    dependent = _input_dependent(graph)
+    dependent, returned = _input_dependent(graph), tracer.names(small.values)
     last_use = {n: max((order[u] for u in n.users), default=-1) for n in nodes}
     total = sum(small.macs.values()) or 1
     spent, alive = 0, []
@@ -235,48 +213,11 @@ def _positions(model, graph, tracer, small, large, constants, input_size):
             alive.append(n)
         if alive != [n]:
             continue
-        names = [p for p in reversed(tracer.returned.get(n, [])) if p and tracer.calls[p] == 1]
+        names = returned.get(n, [])
         if n.op == "placeholder" and not seen_input:
             names, seen_input = [INPUT], True
         a, b = small.values[n.name], large.values[n.name]
         if not names or not isinstance(a, _Shape) or len(a) < 2 or a[0] != 2 or b[0] != 3:
             continue
-        if (layout := _layout(model, n, tuple(a[1:]), input_size)) is None:
-            continue
-        yield Position(names[0], tuple(names[1:]), n.name, layout, spent / total)
-
-
-def _layout(model, node: fx.Node, shape: tuple[int, ...], input_size) -> Layout | None:
-    if node.op == "placeholder" or (len(shape) == 3 and shape == tuple(input_size)):
-        return Layout("NCHW", shape, shape[1:])
-    if len(shape) == 1:
-        return Layout("NC", shape, (1, 1))
-    if len(shape) == 2:
-        split = token_grid(
-            shape[0], getattr(model, "num_prefix_tokens", 0) or 0, input_size[2] / input_size[1]
-        )
-        return split and Layout("NLC", shape, split[1], split[0])
-    if len(shape) == 3:
-        kind = map_kind(shape, _consumer_hint(model, node))
-        return Layout(kind, shape, shape[1:] if kind == "NCHW" else shape[:2])
-    return None
-
-
-def _consumer_hint(model: nn.Module, node: fx.Node) -> str | None:
-    """Whether the layers that read ``node`` want channels first or last."""
-    frontier, seen = list(node.users), set()
-    while frontier and len(seen) < 32:
-        n = frontier.pop(0)
-        if n in seen:
-            continue
-        seen.add(n)
-        m = model.get_submodule(n.target) if n.op == "call_module" else None
-        if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)) or "2d" in type(m).__name__:
-            return "first"
-        if isinstance(m, (nn.Linear, nn.LayerNorm)):
-            return "last"
-        if n.op in ("call_function", "call_module") and not isinstance(m, nn.Flatten):
-            frontier.extend(n.users)
-        else:  # permute, reshape, ...: beyond them the axes mean something else
-            return None
-    return None
+        if (layout := layouts.get(names[0])) is not None and layout.shape == tuple(a[1:]):
+            yield Position(names[0], tuple(names[1:]), layout, spent / total, n.name)

@@ -93,3 +93,24 @@ def map_kind(shape: tuple[int, int, int], consumer_hint: str | None) -> Kind:
         return "NHWC"
     a, b, c = shape
     return "NHWC" if a == b != c else "NCHW"
+
+
+def layout_of_shape(
+    shape: tuple[int, ...],
+    input_size: tuple[int, int, int],
+    prefix_hint: int,
+    channels: str | None,
+) -> Layout | None:
+    """The layout of features of per-image ``shape``; None where they are of no known form.
+
+    ``channels`` is "first" or "last" where a layer that reads the features tells.
+    """
+    if len(shape) == 1:
+        return Layout("NC", shape, (1, 1))
+    if len(shape) == 2:
+        split = token_grid(shape[0], prefix_hint, input_size[2] / input_size[1])
+        return split and Layout("NLC", shape, split[1], split[0])
+    if len(shape) == 3:
+        kind = map_kind(shape, channels)
+        return Layout(kind, shape, shape[1:] if kind == "NCHW" else shape[:2])
+    return None

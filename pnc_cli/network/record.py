@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from .graph import INPUT
+from .position import INPUT, tensors_in
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def recording(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields a dictionary that each forward pass fills.
 
-    It maps the name of each module of ``outputs`` to what it returned, and ``"<name>:input"`` for
+    It maps the name of each module of ``outputs`` to the one tensor it returned, and ``"<name>:input"`` for
     each of ``inputs`` to its first argument.  Values are copies: later layers may work in place.
     """
     recorded: dict[str, Tensor] = {}
@@ -24,7 +24,7 @@ def recording(
 
     def after(name: str):
         def hook(module, args, out) -> None:  # noqa: ANN001
-            recorded[name] = out.clone()
+            [recorded[name]] = [t.clone() for t in tensors_in(out)]
 
         return hook
 
