@@ -10,11 +10,12 @@ from torch import Tensor
 from ..data import Progress, batches, no_progress, normalize
 from ..network.build import Network
 from ..network.patched import target_pre_logits
-from ..network.position import INPUT, Outline, Position
+from ..network.position import CONTAINERS, INPUT, Outline, Position
 from ..network.record import recording
 from .neighbourhood import neighbourhood
 
 BATCH = 128
+NEARLY_ALL = 0.75  # share of a network's MACs: what has more is not one of its blocks
 
 
 def device_of(network: Network) -> torch.device:
@@ -87,27 +88,29 @@ def block_positions(network: Outline) -> list[Position]:
     """The positions between blocks, without those inside one and those that cost nothing more.
 
     A position inside a block that is itself a position (``blocks.0.0.bn1``) is left out, unless
-    the block is a plain sequence; so is all but the last of a run without any work in between
-    (``bn1``, ``act1``, ``maxpool``).
+    the block is a plain sequence or nearly the whole network; so is all but the last of a run
+    without any work in between (``bn1``, ``act1``, ``maxpool``).
     """
-    from torch.nn import ModuleList, Sequential
+    named = {n: p for p in network.positions for n in (p.name, *p.aliases)}
+    starts: dict[str, float] = {}  # depth of the first position inside each
+    for p in reversed(network.positions):
+        starts |= dict.fromkeys(_parents(p.name), p.depth)
 
-    named = {n for p in network.positions for n in (p.name, *p.aliases)}
+    def is_block(name: str) -> bool:
+        if name not in named or isinstance(network.root.get_submodule(name), CONTAINERS):
+            return False
+        return named[name].depth - starts[name] < NEARLY_ALL
 
-    def inside(name: str) -> bool:
-        parent = name.rpartition(".")[0]
-        while parent:
-            if parent in named and not isinstance(
-                network.root.get_submodule(parent), (Sequential, ModuleList)
-            ):
-                return True
-            parent = parent.rpartition(".")[0]
-        return False
-
-    outer = [p for p in network.positions if p.name == INPUT or not inside(p.name)]
+    outer = [p for p in network.positions if not any(map(is_block, _parents(p.name)))]
     kept = []
     for p, following in zip(outer, [*outer[1:], None]):
         same = following is not None and following.depth == p.depth
         if p.name == INPUT or not (same and following.layout.elements <= p.layout.elements):
             kept.append(p)
     return kept
+
+
+def _parents(name: str) -> list[str]:
+    """``a.b.c`` -> ``a.b``, ``a``."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]

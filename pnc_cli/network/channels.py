@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .flow import Flow, Site
-from .sizes import Fixed, Place, place_of, shrink
+from .places import Fixed, Place, place_of, shrink
 from .ties import WHOLE, Seen, compact
 
 

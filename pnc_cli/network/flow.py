@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .sizes import node_name
+from .places import node_name
 from .ties import WHOLE, Seen, Ties, along, compact, whole
 
 Site = tuple[str, int]  # a tensor of the state dict and an axis of it

@@ -8,19 +8,19 @@ network's logits bit for bit.  No table per architecture is needed.
 
 from __future__ import annotations
 
-import inspect
 import operator
 from dataclasses import dataclass
 
 import torch
-from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
 
 from ..errors import Incompatible
 from .cost import FlopCounter
-from .position import INPUT, Outline, Position, is_layer, leaves_of
+from .position import INPUT, Outline, Position
 from .shapes import device_of, on_shapes
+from .sizes import LARGE, SMALL, Shape, image_dependent, known_values, unfold
 from .tape import observe
+from .tracer import trace_graph
 
 __all__ = ["INPUT", "Position", "Trace", "part_after", "trace"]
 
@@ -30,7 +30,7 @@ class Trace(Outline):
     """A traced network: ``macs`` are by node."""
 
     graph: fx.Graph
-    constants: dict[str, object]  # non-tensor values that do not depend on the batch, by node
+    known: dict[str, object]  # by node, values that follow from the batch size alone
 
     def macs_after(self, position: Position) -> int:
         """MACs per image of what comes after ``position``."""
@@ -38,71 +38,27 @@ class Trace(Outline):
         return sum(self.macs.get(n, 0) for n in names[names.index(position.node) + 1 :])
 
 
-class _Tracer(fx.Tracer):
-    """timm's leaf modules and functions, plus a note of which module returned which node."""
-
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self.returned: list[tuple[str, list[fx.Node], bool]] = []  # was one of them given to it?
-        self.calls: dict[str, int] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_layer(m)
-
-    def call_module(self, m, forward, args, kwargs):  # noqa: ANN001 - torch.fx's signature
-        path = self.path_of_module(m)
-        out = super().call_module(m, forward, args, kwargs)
-        self.calls[path] = self.calls.get(path, 0) + 1
-        nodes = [p.node for p in leaves_of(out) if isinstance(p, fx.Proxy)]
-        given = {p.node for p in leaves_of(args) if isinstance(p, fx.Proxy)}
-        self.returned.append((path, nodes, bool(given.intersection(nodes))))
-        return out
-
-    def names(self, values: dict[str, object]) -> dict[fx.Node, list[str]]:
-        """Modules called once that returned one tensor, the outermost first, by its node.
-
-        Those that return what they were given (an empty ``shortcut``) come last.
-        """
-        names: dict[fx.Node, list[str]] = {}
-        order = sorted(reversed(self.returned), key=lambda r: r[2])
-        for path, nodes, _ in order:
-            tensors = [n for n in nodes if _holds_tensor(values.get(n.name))]
-            if path and self.calls[path] == 1 and len(tensors) == 1:
-                names.setdefault(tensors[0], []).append(path)
-        return names
-
-
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     """Traces an eval-mode network for images of ``input_size`` (C, H, W).
 
     Raises ``Incompatible`` when the architecture cannot be traced.
     """
-    tracer = _Tracer()
-    defaults = {
-        name: p.default
-        for name, p in list(inspect.signature(model.forward).parameters.items())[1:]
-        if p.default is not inspect.Parameter.empty
-    }
-    try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
-    except Exception as e:  # FX raises many kinds; all mean the same to the user
-        raise Incompatible(
-            f"the architecture {type(model).__name__} cannot be traced by torch.fx: {e}",
-            hint="use another architecture as the source",
-        ) from e
+    graph, tracer = trace_graph(model, input_size)
     _drop_dead(graph)
-    small, large = on_shapes(model, lambda m: [_run(m, graph, input_size, n) for n in (2, 3)])
-    constants = {
-        n: v for n, v in small.values.items() if not _holds_tensor(v) and v == large.values[n]
+    small, large = on_shapes(
+        model, lambda m: [_run(m, graph, input_size, n) for n in (SMALL, LARGE)]
+    )
+    known = known_values(small.values, large.values)
+    depends = image_dependent(graph, known)
+    macs = {
+        n.name: small.macs[n.name] for n in graph.nodes if n in depends and n.name in small.macs
     }
-    seen = observe(model, input_size).positions
-    layouts = {name: p.layout for p in seen for name in (p.name, *p.aliases)}
     return Trace(
         root=model,
+        positions=tuple(_positions(model, graph, tracer, small.values, depends, macs, input_size)),
+        macs=macs,  # of what depends on the image: the rest can be computed once and kept
         graph=graph,
-        positions=tuple(_positions(graph, tracer, small, large, constants, layouts)),
-        constants=constants,
-        macs=small.macs,  # of what depends on the image: the rest can be computed once and kept
+        known=known,
     )
 
 
@@ -114,24 +70,27 @@ def part_after(tr: Trace, position: Position, outputs: list[str]) -> fx.GraphMod
     """
     nodes = list(tr.graph.nodes)
     cut = nodes.index(next(n for n in nodes if n.name == position.node))
-    depends = _input_dependent(tr.graph)
+    depends = image_dependent(tr.graph, tr.known)
     part = fx.Graph()
-    env: dict[fx.Node, object] = {nodes[cut]: part.placeholder("features")}
+    features = part.placeholder("features")
+    env: dict[fx.Node, object] = {nodes[cut]: features}
 
     def value(n: fx.Node) -> object:
         if n not in env:
-            if n.name in tr.constants:
-                env[n] = tr.constants[n.name]
-            elif n not in depends:
+            if n.name in tr.known:
+                env[n] = unfold(tr.known[n.name], features)
+            elif n in depends:
+                raise Incompatible(f"'{n.name}' is still needed after '{position.name}'")
+            else:
                 for a in n.all_input_nodes:
                     value(a)
                 env[n] = part.node_copy(n, value)
-            else:
-                raise Incompatible(f"'{n.name}' is still needed after '{position.name}'")
         return env[n]
 
     for n in nodes[cut + 1 :]:
-        if n.op != "output" and n.name not in tr.constants and (n in depends):
+        if n.op != "output" and n in depends:
+            for a in n.all_input_nodes:
+                value(a)
             env[n] = part.node_copy(n, value)
     by_name = {n.name: n for n in nodes}
     part.output(tuple(value(by_name[o]) for o in outputs))
@@ -157,14 +116,6 @@ def _drop_dead(graph: fx.Graph) -> None:
             graph.erase_node(n)
 
 
-def _input_dependent(graph: fx.Graph) -> set[fx.Node]:
-    dependent: set[fx.Node] = set()
-    for n in graph.nodes:
-        if n.op == "placeholder" or any(a in dependent for a in n.all_input_nodes):
-            dependent.add(n)
-    return dependent
-
-
 class _run(fx.Interpreter):
     """One forward pass, keeping shapes instead of tensors, and counting MACs per node."""
 
@@ -173,51 +124,39 @@ class _run(fx.Interpreter):
         self.values: dict[str, object] = {}
         self.macs: dict[str, int] = {}
         self.batch = batch
-        self.dependent = {n.name for n in _input_dependent(graph)}
         self.run(torch.zeros(batch, *input_size, device=device_of(model)))
 
     def run_node(self, n: fx.Node):
         with FlopCounter() as counter:
             out = super().run_node(n)
-        if counter.flops and n.name in self.dependent:
+        if counter.flops:
             self.macs[n.name] = counter.flops // (2 * self.batch)
-        self.values[n.name] = _Shape(out.shape) if isinstance(out, Tensor) else out
+        self.values[n.name] = Shape(out.shape) if isinstance(out, Tensor) else out
         return out
 
 
-class _Shape(tuple):
-    """Stands for a tensor of this shape."""
+def _positions(model, graph, tracer, values, depends, macs, input_size):
+    """Yields the positions in topological order.
 
-
-def _holds_tensor(value: object) -> bool:
-    if isinstance(value, (_Shape, Tensor)):
-        return True
-    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        return any(_holds_tensor(v) for v in value)
-    return isinstance(value, dict) and any(_holds_tensor(v) for v in value.values())
-
-
-def _positions(graph, tracer, small, large, constants, layouts):
-    """Yields the positions in topological order."""
+    ``values`` are the nodes' on a small batch, ``depends`` are the nodes that depend on the image.
+    """
+    layouts = {
+        name: p.layout
+        for p in observe(model, input_size).positions
+        for name in (p.name, *p.aliases)
+    }
     nodes = list(graph.nodes)
     order = {n: i for i, n in enumerate(nodes)}
-    dependent, returned = _input_dependent(graph), tracer.names(small.values)
+    returned = {nodes[0]: [INPUT], **tracer.names(values)}
     last_use = {n: max((order[u] for u in n.users), default=-1) for n in nodes}
-    total = sum(small.macs.values()) or 1
+    total = sum(macs.values()) or 1
     spent, alive = 0, []
-    seen_input = False
     for i, n in enumerate(nodes[:-1]):
-        spent += small.macs.get(n.name, 0)
+        spent += macs.get(n.name, 0)
         alive = [a for a in alive if last_use[a] > i]
-        if n in dependent and n.name not in constants and last_use[n] > i:
+        if n in depends and last_use[n] > i:
             alive.append(n)
-        if alive != [n]:
-            continue
-        names = returned.get(n, [])
-        if n.op == "placeholder" and not seen_input:
-            names, seen_input = [INPUT], True
-        a, b = small.values[n.name], large.values[n.name]
-        if not names or not isinstance(a, _Shape) or len(a) < 2 or a[0] != 2 or b[0] != 3:
-            continue
-        if (layout := layouts.get(names[0])) is not None and layout.shape == tuple(a[1:]):
-            yield Position(names[0], tuple(names[1:]), layout, spent / total, n.name)
+        if alive == [n] and (names := returned.get(n)):
+            layout = layouts.get(names[0])
+            if layout is not None and values[n.name] == (SMALL, *layout.shape):
+                yield Position(names[0], tuple(names[1:]), layout, spent / total, n.name)

@@ -1,185 +1,133 @@
-"""Sizes that stand in a graph as numbers: where they are, and how they change with the channels.
+"""What in a traced graph does not depend on what the images show.
 
-``x.reshape(B, N, 3, 4, 48)`` says that there are four heads.  When one is removed, the 4 must
-become a 3: such a number is a place where channels stand, as an axis of a weight is.
+Sizes, devices and the like are found by running the graph on batches of two sizes: what is the
+same is a constant, what grows with the batch is so many times the batch size.  Neither is lost by
+a cut: both can be had from any tensor of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
-_VIEWS = ("reshape", "view", "expand")
-_SPLITS = ("chunk", "split", "split_with_sizes")
+SMALL, LARGE = 2, 3  # the batch sizes that are compared
 
 
-@dataclass(frozen=True, order=True)
-class Place:
-    """Numbers in the arguments of ``node`` that count channels along an axis of ``length``.
+class Shape(tuple):
+    """Stands for a tensor of this shape."""
 
-    They are the distances of ``bounds``: of (0, length) for a size, of all ends for a split, of
-    (start, stop) for a slice.  ``slot`` says which size, which axis is split, which item.
-    Without bounds, ``node`` is a buffer that no checkpoint holds, and ``slot`` an axis of it.
+
+@dataclass(frozen=True)
+class Batch:
+    """So many times the batch size."""
+
+    times: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device of the batch."""
+
+
+class _Varies(Exception):
+    """A value that is neither constant nor a multiple of the batch size."""
+
+
+def holds_tensor(value: object) -> bool:
+    if isinstance(value, (Shape, Tensor)):
+        return True
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        return any(holds_tensor(v) for v in value)
+    return isinstance(value, dict) and any(holds_tensor(v) for v in value.values())
+
+
+def known_values(small: dict[str, object], large: dict[str, object]) -> dict[str, object]:
+    """The values, by node, that hold no tensor and follow from the batch size.
+
+    ``small`` and ``large`` are the nodes' values with batches of two and of three images.
     """
-
-    node: str
-    slot: int
-    length: int
-    bounds: tuple[int, ...]
-
-
-class Fixed(Exception):
-    """The axis cannot become shorter at this node."""
-
-
-def node_name(n: fx.Node) -> str:
-    """What a node calls, by one name for ``torch.relu``, ``F.relu`` and ``Tensor.relu``."""
-    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+    known = {}
+    for name, value in small.items():
+        if not holds_tensor(value):
+            try:
+                known[name] = _fold(value, large[name])
+            except _Varies:
+                pass
+    return known
 
 
-def place_of(n: fx.Node, before: Tensor, after: Tensor | None) -> tuple[Place, Tensor] | None:
-    """The numbers in ``n`` that change when channels go, and the channel ids along their axis.
-
-    ``before`` and ``after`` are the ids (in full shape, varying along one axis at most) of what
-    goes into ``n`` and, if that is one tensor, of what comes out.  None where no number changes.
-
-    Raises ``Fixed`` where it cannot be changed.
-    """
-    name = node_name(n)
-    if name in _VIEWS or name == "unflatten":
-        return _size(n, name, after)
-    axis = varying(before)
-    if axis is None:
-        return None
-    if name in _SPLITS:
-        return _split(n, name, axis, before)
-    if name == "getitem":
-        return _slice(n, axis, before)
-    dims = ()
-    if name in ("unbind", "roll", "flip"):
-        place, key = {"unbind": (1, "dim"), "roll": (2, "dims"), "flip": (1, "dims")}[name]
-        dims = _argument(n, place, key, 0)
-        dims = [dims] if isinstance(dims, int) else dims
-    if axis in [d % before.ndim for d in dims]:
-        raise Fixed
-    return None
+def _fold(a: object, b: object) -> object:
+    if isinstance(a, torch.device):
+        return Device()
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
+        if a == b and all(isinstance(v, int) for v in a):
+            return a
+        return tuple(_fold(v, w) for v, w in zip(a, b))
+    if isinstance(a, slice) and isinstance(b, slice):
+        return slice(_fold(a.start, b.start), _fold(a.stop, b.stop), _fold(a.step, b.step))
+    if type(a) is not type(b):
+        raise _Varies
+    if a == b:
+        return a
+    if type(a) is int and a % SMALL == 0 and a // SMALL * LARGE == b:
+        return Batch(a // SMALL)
+    raise _Varies
 
 
-def _size(n: fx.Node, name: str, after: Tensor | None):
-    axis, sizes = varying(after), _sizes(n)
-    slot = axis
-    if axis is not None and name == "unflatten":
-        dim = _argument(n, 1, "dim", 0)
-        slot = axis - (dim if dim >= 0 else dim + after.ndim - len(sizes) + 1)
-        if not 0 <= slot < len(sizes):
-            return None
-    if axis is None or isinstance(sizes, fx.Node) or sizes[slot] == -1:
-        return None  # a size that is taken from a tensor, or from the others, follows by itself
-    if not isinstance(sizes[slot], int):
-        raise Fixed
-    return _place(n, slot, axis, after, (0, after.shape[axis]))
+def unfold(value: object, features: fx.Node) -> object:
+    """A known value as an argument in the graph of ``features``, a tensor of the batch."""
+    graph = features.graph
+    if isinstance(value, Device):
+        return graph.call_function(getattr, (features, "device"))
+    if isinstance(value, Batch):
+        size = graph.call_method("size", (features, 0))
+        return size if value.times == 1 else graph.call_function(operator.mul, (size, value.times))
+    if isinstance(value, (tuple, list)):
+        return tuple(unfold(v, features) for v in value)
+    if isinstance(value, slice):
+        return slice(*(unfold(v, features) for v in (value.start, value.stop, value.step)))
+    return value
 
 
-def _split(n: fx.Node, name: str, axis: int, before: Tensor):
-    how = n.args[1] if len(n.args) > 1 else next(v for k, v in n.kwargs.items() if k != "dim")
-    if axis != _argument(n, 2, "dim", 0) % before.ndim:
-        return None
-    length = before.shape[axis]
-    if name == "chunk":
-        how = -(-length // how)
-    sizes = (
-        [how] * (length // how) + [length % how] * (length % how > 0)
-        if isinstance(how, int)
-        else how
-    )
-    if any(isinstance(s, fx.Node) for s in sizes):
-        raise Fixed
-    return _place(n, axis, axis, before, (0, *np.cumsum(sizes).tolist()))
+def image_dependent(graph: fx.Graph, known: dict[str, object]) -> set[fx.Node]:
+    """The nodes whose values depend on what the images show."""
+    dependent: set[fx.Node] = set()
+    before = -1
+    while len(dependent) > before:
+        before = len(dependent)
+        for n in graph.nodes:
+            if n.name in known:
+                continue
+            if n.op == "placeholder" or any(a in dependent for a in n.all_input_nodes):
+                dependent.add(n)
+                if _in_place(n):
+                    dependent.update(_written(n.args[0]))
+    return dependent
 
 
-def _slice(n: fx.Node, axis: int, before: Tensor):
-    items = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
-    slot = _item_for(items, axis, before.ndim)
-    item = slice(None) if slot is None else items[slot]
-    if item == slice(None):
-        return None
-    if not isinstance(item, slice) or item.step not in (None, 1):
-        raise Fixed
-    if any(isinstance(bound, fx.Node) for bound in (item.start, item.stop)):
-        raise Fixed
-    start, stop, _ = item.indices(before.shape[axis])
-    return _place(n, slot, axis, before, (start, max(start, stop)))
+_VIEWS = {operator.getitem, "view", "reshape", "select", "narrow", "transpose", "permute"}
+_VIEWS |= {"chunk", "unbind", "split", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"}
 
 
-def shrink(part: fx.GraphModule, gone: Mapping[Place, np.ndarray]) -> None:
-    """Changes the numbers in the graph for what is ``gone``: indices along each place's axis."""
-    nodes = {n.name: n for n in part.graph.nodes}
-    for place, indices in gone.items():
-        stays = np.ones(place.length, dtype=bool)
-        stays[indices] = False
-        if not place.bounds:
-            owner, _, leaf = place.node.rpartition(".")
-            module, index = part.get_submodule(owner), torch.from_numpy(np.flatnonzero(stays))
-            buffer = getattr(module, leaf)
-            setattr(module, leaf, buffer.index_select(place.slot, index.to(buffer.device)))
-            continue
-        upto = np.concatenate([[0], np.cumsum(stays)])  # how many of the first i stay
-        _rewrite(nodes[place.node], place.slot, upto[list(place.bounds)].tolist())
-    part.recompile()
+def _in_place(n: fx.Node) -> bool:
+    if n.op == "call_method":
+        return n.target.endswith("_") and not n.target.endswith("__")
+    name = getattr(n.target, "__name__", "")
+    return n.op == "call_function" and (n.target is operator.setitem or name in _IN_PLACE)
 
 
-def _rewrite(n: fx.Node, slot: int, bounds: list[int]) -> None:
-    name = node_name(n)
-    distances = np.diff(bounds).tolist()
-    if name in _SPLITS:
-        n.target = "split" if n.op == "call_method" else torch.split
-        n.args, n.kwargs = (n.args[0], distances, slot), {}
-    elif name == "getitem":
-        items = list(n.args[1]) if isinstance(n.args[1], tuple) else [n.args[1]]
-        items[slot] = slice(*bounds)
-        n.args = (n.args[0], tuple(items))
-    else:
-        sizes = list(_sizes(n))
-        sizes[slot] = distances[0]
-        dim = (_argument(n, 1, "dim", 0),) if name == "unflatten" else ()
-        n.args, n.kwargs = (n.args[0], *dim, tuple(sizes)), {}
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 
 
-def varying(ids: Tensor) -> int | None:
-    """The axis that ids of full shape vary along, if any."""
-    for axis, size in enumerate(ids.shape):
-        if size > 1 and not bool((ids == ids.narrow(axis, 0, 1)).all()):
-            return axis
-    return None
-
-
-def _place(n: fx.Node, slot: int, axis: int, ids: Tensor, bounds: tuple[int, ...]):
-    along = ids.movedim(axis, 0).flatten(1)[:, 0]
-    return Place(n.name, slot, ids.shape[axis], bounds), along
-
-
-def _argument(n: fx.Node, place: int, name: str, default):
-    return n.args[place] if len(n.args) > place else n.kwargs.get(name, default)
-
-
-def _sizes(n: fx.Node):
-    """The sizes given to a view: a sequence of numbers and nodes, or one node for all."""
-    first = 2 if node_name(n) == "unflatten" else 1
-    given = n.args[first:] or tuple(v for k, v in n.kwargs.items() if k != "dim")
-    return given[0] if len(given) == 1 and not isinstance(given[0], int) else given
-
-
-def _item_for(items: tuple, axis: int, rank: int) -> int | None:
-    """Which of the items of an indexing expression is for ``axis``; None if none is."""
-    real = [i for i, item in enumerate(items) if item is not None and item is not Ellipsis]
-    dots = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
-    before, after = [i for i in real if i < dots], [i for i in real if i > dots]
-    if axis < len(before):
-        return before[axis]
-    if axis >= rank - len(after):
-        return after[axis - (rank - len(after))]
-    return None
+def _written(n: object) -> set[fx.Node]:
+    """A node that is written to and those it is a view of, which the image's size alone made."""
+    found = set()
+    while isinstance(n, fx.Node) and n.op not in ("placeholder", "get_attr"):
+        found.add(n)
+        if n.target not in _VIEWS or not n.args:
+            break
+        n = n.args[0]
+    return found

@@ -1,0 +1,149 @@
+"""``torch.fx`` traces of timm networks, with a note of which module returned which node.
+
+What decides the way through a network may be the size of the images, never what they show.  Plain
+FX does not know sizes; where it fails, the network is traced again with shadows: beside each node
+its value on blank batches of two sizes is computed, and a question about sizes ("is this a batch
+of images?") gets its answer from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import get_notrace_functions
+from torch import Tensor, fx, nn
+
+from ..errors import Incompatible
+from .position import is_layer, leaves_of
+from .shapes import twin
+from .sizes import LARGE, SMALL, holds_tensor
+
+
+class Tracer(fx.Tracer):
+    """timm's leaf modules and functions."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.returned: list[tuple[str, list[fx.Node], bool]] = []  # was one of them given to it?
+        self.calls: dict[str, int] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_layer(m)
+
+    def call_module(self, m, forward, args, kwargs):  # noqa: ANN001 - torch.fx's signature
+        path = self.path_of_module(m)
+        out = super().call_module(m, forward, args, kwargs)
+        self.calls[path] = self.calls.get(path, 0) + 1
+        nodes = [p.node for p in leaves_of(out) if isinstance(p, fx.Proxy)]
+        given = {p.node for p in leaves_of(args) if isinstance(p, fx.Proxy)}
+        self.returned.append((path, nodes, bool(given.intersection(nodes))))
+        return out
+
+    def names(self, values: dict[str, object]) -> dict[fx.Node, list[str]]:
+        """Modules called once that returned one tensor, the outermost first, by its node.
+
+        Those that return what they were given (an empty ``shortcut``) come last.
+        """
+        names: dict[fx.Node, list[str]] = {}
+        order = sorted(reversed(self.returned), key=lambda r: r[2])
+        for path, nodes, _ in order:
+            tensors = [n for n in nodes if holds_tensor(values.get(n.name))]
+            if path and self.calls[path] == 1 and len(tensors) == 1:
+                names.setdefault(tensors[0], []).append(path)
+        return names
+
+
+_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
+
+
+class _Shadowing(Tracer):
+    """Knows the value of each node on blank batches of two sizes."""
+
+    proxy_buffer_attributes = True  # they may be expanded to a size
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.blank, self.input_size = twin(model), input_size
+        self.shadows: dict[fx.Node, tuple[Any, Any]] = {}
+
+    def create_proxy(self, kind, target, args, kwargs, *rest, **named):  # noqa: ANN001
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        self.shadows[proxy.node] = tuple(self._shadow(proxy.node, k) for k in (0, 1))
+        return proxy
+
+    def _shadow(self, n: fx.Node, k: int) -> object:
+        if n.op == "placeholder":
+            first = not self.shadows
+            size = (SMALL, LARGE)[k]
+            return torch.zeros(size, *self.input_size, device="meta") if first else None
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: self.shadows[a][k])
+        with torch.no_grad():
+            if n.op == "get_attr":
+                return operator.attrgetter(n.target)(self.blank)
+            if n.op == "call_module":
+                return self.blank.get_submodule(n.target)(*args, **kwargs)
+            if n.op == "call_method":
+                return getattr(args[0], n.target)(*args[1:], **kwargs)
+            return n.target(*args, **kwargs)
+
+    def call_module(self, m, forward, args, kwargs):  # noqa: ANN001
+        proxies = [p for p in leaves_of((args, kwargs)) if isinstance(p, fx.Proxy)]
+        return (
+            super().call_module(m, forward, args, kwargs) if proxies else forward(*args, **kwargs)
+        )
+
+    def trace(self, root, concrete_args=None) -> fx.Graph:  # noqa: ANN001
+        with self._factories_traced():
+            return super().trace(root, concrete_args)
+
+    @contextlib.contextmanager
+    def _factories_traced(self) -> Iterator[None]:
+        """FX does not see functions that take sizes and give tensors."""
+        originals = {name: getattr(torch, name) for name in _FACTORIES}
+
+        def seen(original, *args, **kwargs):  # noqa: ANN001
+            if any(isinstance(p, fx.Proxy) for p in leaves_of((args, kwargs))):
+                return self.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        try:
+            for name, original in originals.items():
+                setattr(torch, name, partial(seen, original))
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(torch, name, original)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        small, large = self.shadows[obj.node]
+        if isinstance(small, Tensor) or bool(small) != bool(large):
+            return super().to_bool(obj)
+        return bool(small)
+
+
+def trace_graph(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[fx.Graph, Tracer]:
+    """The graph of ``model``.  Raises ``Incompatible`` when it cannot be traced."""
+    defaults = {
+        name: p.default
+        for name, p in list(inspect.signature(model.forward).parameters.items())[1:]
+        if p.default is not inspect.Parameter.empty
+    }
+    try:
+        tracer = Tracer()
+        return tracer.trace(model, concrete_args=defaults or None), tracer
+    except Exception as e:  # FX raises many kinds; all mean the same to the user
+        reason = e
+    try:
+        tracer = _Shadowing(model, input_size)
+        return tracer.trace(model, concrete_args=defaults or None), tracer
+    except Exception as e:
+        raise Incompatible(
+            f"the architecture {type(model).__name__} cannot be traced by torch.fx: {reason}",
+            hint="use another architecture as the source",
+        ) from e
