@@ -6,7 +6,6 @@ Its ``FlopCounterMode`` breaks on some graphs without gradients, so the formulas
 from __future__ import annotations
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
@@ -16,14 +15,3 @@ def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:  # noqa: A
     if count is None and "scaled_dot_product" in str(func):
         count = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
     return 0 if count is None else count(*args, **kwargs, out_val=out)
-
-
-class FlopCounter(TorchDispatchMode):
-    """Adds up ``flops`` of what runs within it."""
-
-    flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
-        out = func(*args, **(kwargs or {}))
-        self.flops += count_flops(func, args, kwargs or {}, out)
-        return out

@@ -9,33 +9,28 @@ network's logits bit for bit.  No table per architecture is needed.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Incompatible
-from .cost import FlopCounter
 from .position import INPUT, Outline, Position
 from .shapes import device_of, on_shapes
 from .sizes import LARGE, SMALL, Shape, image_dependent, known_values, unfold
 from .tape import observe
-from .tracer import trace_graph
+from .tracer import Tracer, trace_graph
 
 __all__ = ["INPUT", "Position", "Trace", "part_after", "trace"]
 
 
 @dataclass(frozen=True)
 class Trace(Outline):
-    """A traced network: ``macs`` are by node."""
+    """A traced network."""
 
     graph: fx.Graph
     known: dict[str, object]  # by node, values that follow from the batch size alone
-
-    def macs_after(self, position: Position) -> int:
-        """MACs per image of what comes after ``position``."""
-        names = [n.name for n in self.graph.nodes]
-        return sum(self.macs.get(n, 0) for n in names[names.index(position.node) + 1 :])
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
@@ -50,13 +45,11 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     )
     known = known_values(small.values, large.values)
     depends = image_dependent(graph, known)
-    macs = {
-        n.name: small.macs[n.name] for n in graph.nodes if n in depends and n.name in small.macs
-    }
+    seen = observe(model, input_size)
     return Trace(
         root=model,
-        positions=tuple(_positions(model, graph, tracer, small.values, depends, macs, input_size)),
-        macs=macs,  # of what depends on the image: the rest can be computed once and kept
+        positions=tuple(_positions(seen, graph, tracer, small.values, depends)),
+        macs=seen.macs,
         graph=graph,
         known=known,
     )
@@ -117,46 +110,41 @@ def _drop_dead(graph: fx.Graph) -> None:
 
 
 class _run(fx.Interpreter):
-    """One forward pass, keeping shapes instead of tensors, and counting MACs per node."""
+    """One forward pass, keeping shapes instead of tensors."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, input_size, batch: int) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.values: dict[str, object] = {}
-        self.macs: dict[str, int] = {}
-        self.batch = batch
         self.run(torch.zeros(batch, *input_size, device=device_of(model)))
 
     def run_node(self, n: fx.Node):
-        with FlopCounter() as counter:
-            out = super().run_node(n)
-        if counter.flops:
-            self.macs[n.name] = counter.flops // (2 * self.batch)
+        out = super().run_node(n)
         self.values[n.name] = Shape(out.shape) if isinstance(out, Tensor) else out
         return out
 
 
-def _positions(model, graph, tracer, values, depends, macs, input_size):
-    """Yields the positions in topological order.
+def _positions(
+    seen: Outline,
+    graph: fx.Graph,
+    tracer: Tracer,
+    values: dict[str, object],
+    depends: set[fx.Node],
+) -> Iterator[Position]:
+    """Yields the positions in topological order, as they were seen in a forward pass.
 
     ``values`` are the nodes' on a small batch, ``depends`` are the nodes that depend on the image.
     """
-    layouts = {
-        name: p.layout
-        for p in observe(model, input_size).positions
-        for name in (p.name, *p.aliases)
-    }
+    known = {name: p for p in seen.positions for name in (p.name, *p.aliases)}
     nodes = list(graph.nodes)
     order = {n: i for i, n in enumerate(nodes)}
     returned = {nodes[0]: [INPUT], **tracer.names(values)}
     last_use = {n: max((order[u] for u in n.users), default=-1) for n in nodes}
-    total = sum(macs.values()) or 1
-    spent, alive = 0, []
+    alive: list[fx.Node] = []
     for i, n in enumerate(nodes[:-1]):
-        spent += macs.get(n.name, 0)
         alive = [a for a in alive if last_use[a] > i]
         if n in depends and last_use[n] > i:
             alive.append(n)
         if alive == [n] and (names := returned.get(n)):
-            layout = layouts.get(names[0])
-            if layout is not None and values[n.name] == (SMALL, *layout.shape):
-                yield Position(names[0], tuple(names[1:]), layout, spent / total, n.name)
+            p = known.get(names[0])
+            if p is not None and values[n.name] == (SMALL, *p.layout.shape):
+                yield replace(p, name=names[0], aliases=tuple(names[1:]), node=n.name)

@@ -22,6 +22,7 @@ class Position:
     aliases: tuple[str, ...]  # other modules that output the same features (layer1.1 for layer1)
     layout: Layout
     depth: float  # share of the network's MACs spent up to here, 0 to 1
+    spent: int = 0  # the MACs themselves
     node: str = ""  # the FX node, in a traced network
 
 
@@ -31,7 +32,7 @@ class Outline:
 
     root: nn.Module
     positions: tuple[Position, ...]
-    macs: dict[str, int]  # multiply-accumulates per image, by the part that spends them
+    macs: dict[str, int]  # multiply-accumulates per image, by the module that spends them
 
     def position(self, name: str) -> Position:
         """The position with this name or alias.  Raises ``Incompatible``."""
@@ -42,6 +43,10 @@ class Outline:
             f"'{name}' is not a position of this network",
             hint="positions are: " + ", ".join(p.name for p in self.positions),
         )
+
+    def macs_after(self, position: Position) -> int:
+        """MACs per image of what comes after ``position``."""
+        return sum(self.macs.values()) - position.spent
 
 
 def is_layer(module: nn.Module) -> bool:

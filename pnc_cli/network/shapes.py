@@ -1,4 +1,8 @@
-"""Running a network on shapes alone: no data, no memory, next to no time, whatever its size."""
+"""Networks of shapes alone: no data, no memory, next to no time, whatever their size.
+
+Their tensors are on PyTorch's device ``meta``.  A few common operations are slow even there, and
+are given their results' shapes directly.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,11 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
+aten = torch.ops.aten
 
 
 def on_shapes(model: nn.Module, run: Callable[[nn.Module], T]) -> T:
@@ -19,13 +26,14 @@ def on_shapes(model: nn.Module, run: Callable[[nn.Module], T]) -> T:
     the network looks into its tensors."""
     with torch.no_grad():
         try:
-            return run(twin(model))
+            with _Shortcuts():
+                return run(twin(model))
         except Exception:  # what operations without data raise has no common type
             return run(model)
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose tensors have shapes but no data (on the device ``meta``)."""
+    """A copy of ``model`` whose tensors have shapes but no data."""
     memo: dict[int, object] = {}
     for module in model.modules():
         own = (module._parameters, module._buffers, vars(module))
@@ -41,6 +49,59 @@ def twin(model: nn.Module) -> nn.Module:
     return copied
 
 
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+class Unfilled(TorchFunctionMode):
+    """Networks built within have shapes but no data, and no time is spent on their first values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("meta")
+
+    def __enter__(self) -> Unfilled:
+        self.device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        self.device.__exit__(*exception)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        if getattr(func, "__name__", "") in _FILLS and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLS = {
+    "normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_",
+    "xavier_normal_", "xavier_uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_",
+    "constant_", "zeros_", "ones_", "bernoulli_", "div_", "sub_", "copy_",
+}  # fmt: skip
+
+
+class _Shortcuts(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        shortcut = _SHORTCUTS.get(func)
+        if shortcut is not None and args[0].is_meta:
+            return shortcut(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _normalised(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+_SHORTCUTS = {
+    aten.native_layer_norm.default: _normalised,
+    aten.native_batch_norm.default: _normalised,
+    aten._native_batch_norm_legit_no_training.default: _normalised,
+    aten.gelu.default: torch.empty_like,
+    aten.addmm.default: lambda bias, x, weight: x.new_empty(len(x), weight.shape[1]),
+}
+
+
 def _lstm(lstm: nn.LSTM, x: Tensor) -> tuple[Tensor, None]:
     """The shapes and the multiply-accumulates of an LSTM, without its loop over time."""
     directions = 1 + lstm.bidirectional
@@ -51,7 +112,3 @@ def _lstm(lstm: nn.LSTM, x: Tensor) -> tuple[Tensor, None]:
             F.linear(ways[-1], hidden_weight)
         x = torch.cat(ways, dim=-1)
     return x, None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

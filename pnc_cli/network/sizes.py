@@ -70,7 +70,7 @@ def _fold(a: object, b: object) -> object:
         return slice(_fold(a.start, b.start), _fold(a.stop, b.stop), _fold(a.step, b.step))
     if type(a) is not type(b):
         raise _Varies
-    if a == b:
+    if isinstance(a, (int, float, str, type(None), torch.dtype)) and a == b:
         return a
     if type(a) is int and a % SMALL == 0 and a // SMALL * LARGE == b:
         return Batch(a // SMALL)

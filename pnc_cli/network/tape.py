@@ -227,7 +227,7 @@ def _positions(
             prefix = getattr(model, "num_prefix_tokens", 0) or 0
             layout = layout_of_shape(shape, input_size, prefix, _channel_axis(tape, r))
         if layout is not None and (alone or layout.grid != (1, 1)):
-            yield Position(names[0], tuple(names[1:]), layout, r.spent / total)
+            yield Position(names[0], tuple(names[1:]), layout, r.spent / total, r.spent)
 
 
 def _alive(tape: Tape) -> list[int]:
