@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.digest import file_sha256
+from .checkpoint.forms import checkpoint_file
 from .checkpoint.header import Header, read_header
 from .checkpoint.identity import resolve_identity
 from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, open_clone, verify_clone
@@ -26,8 +27,9 @@ class Description:
 
 def describe(path: Path) -> Description:
     """Reads and checks ``path``.  Raises ``BadInput`` when it is none of ours, or damaged."""
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not path.name.endswith(".safetensors.index.json"):
         return _document(path)
+    path = checkpoint_file(path)
     header = read_header(path)
     metadata = header.metadata or {}
     if TARGET_HEADER_KEY in metadata:

@@ -41,7 +41,7 @@ class Preprocessing(_Strict):
     std: list[float]
 
 
-class NetworkRef(_Strict):
+class NetworkRef(_Strict, omit_defaults=True):
     """A timm classifier: enough to rebuild it and to recognise its weights."""
 
     architecture: str  # a plain name of timm's registry
@@ -50,7 +50,8 @@ class NetworkRef(_Strict):
     label_names: list[Label]
     preprocessing: Preprocessing
     file_sha256: Sha256
-    tensors_sha256: Sha256  # see checkpoint.digest.combined_sha256
+    tensors_sha256: Sha256  # see checkpoint.digest.combined_sha256; of the network's own names
+    tensor_prefix: str = ""  # in front of each of those names in the file: "module."
 
 
 class Features(_Strict):
@@ -71,7 +72,10 @@ class Kept(_Strict):
 
 
 class ModuleTensor(_Strict):
-    """Tensor ``module.<name>`` is the source's ``<name>``, sliced by ``kept`` (all if empty)."""
+    """Tensor ``module.<name>`` is the source's ``<name>``, sliced by ``kept`` (all if empty).
+
+    In the source's file it is called ``<tensor_prefix><name>``.
+    """
 
     kept: list[Kept]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .checkpoint.atomic import Outputs
 from .checkpoint.digest import TensorDigest, combined_sha256, file_sha256, read_span, tensor_digests
+from .checkpoint.forms import checkpoint_file, own_names
 from .checkpoint.header import Header, TensorEntry, format_header, parse_header, read_header
 from .checkpoint.write import end_of, lay_out, padding
 from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, Clone, corrupt, open_clone, sidecar_of
@@ -34,14 +35,26 @@ class Checkpoint:
     target: Header  # of the target file; the same object for a plain file
     clones: tuple[Clone, ...]
     target_sha256: str | None  # as recorded in a patched file
+    names: dict[str, str]  # of the target's tensors, in the file -> in the network
+
+    @property
+    def prefix(self) -> str:
+        """What is in front of every tensor's name in the file."""
+        return next((n[: len(n) - len(own)] for n, own in self.names.items()), "")
+
+    @property
+    def weights(self) -> dict[str, TensorEntry]:
+        """The target's tensors by the names they have in the network."""
+        return {own: self.target.tensors[n] for n, own in self.names.items()}
 
     def target_digests(self) -> dict[str, TensorDigest]:
-        names = {n: n for n in self.target.tensors}
-        return tensor_digests(self.path, self.header, names)
+        """By the names in the network, so wrapped names do not make it another target."""
+        return tensor_digests(self.path, self.header, self.names)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a plain or patched checkpoint.  Raises ``BadInput``."""
+    """Opens a plain or patched checkpoint, or a folder with one.  Raises ``BadInput``."""
+    path = checkpoint_file(path)
     header = read_header(path)
     metadata = header.metadata or {}
     if TARGET_HEADER_KEY not in metadata:
@@ -52,7 +65,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         for name in [*header.tensors, *metadata]:
             if name.startswith(RESERVED):
                 raise BadInput(f"{path}: '{name}' uses the reserved prefix '{RESERVED}'")
-        return Checkpoint(path, header, header, (), None)
+        return Checkpoint(path, header, header, (), None, own_names(path, header.tensors))
 
     where = f"{path} ({TARGET_HEADER_KEY})"
     target = parse_header(metadata[TARGET_HEADER_KEY].encode("utf-8"), where)
@@ -78,7 +91,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise BadInput(f"{path}: tensor '{min(strangers)}' belongs to no clone of its manifest")
     if len({c.name for c in clones}) != len(clones):
         raise BadInput(f"{path}: two clones have the same name")
-    return Checkpoint(path, header, target, tuple(clones), patched.target_sha256)
+    names = own_names(path, target.tensors)
+    return Checkpoint(path, header, target, tuple(clones), patched.target_sha256, names)
 
 
 def inject(
@@ -95,6 +109,7 @@ def inject(
     Raises ``Incompatible`` for a clone of another target, a clone that is there already, and a
     label that is taken; nothing has been written then.
     """
+    target = checkpoint_file(target)
     sidecars = [p.with_suffix(".json") for p in (target, *clones)]
     with Outputs(force=force, inputs=[target, *clones, *sidecars]) as outputs:
         f = outputs.open(output)
@@ -116,6 +131,7 @@ def eject(
     Raises ``UsageError`` for a name that is not in it, ``BadInput`` for a file that is not patched
     or cannot give the target back.
     """
+    path = checkpoint_file(path)
     with Outputs(force=force, inputs=[path]) as outputs:
         f = outputs.open(output)
         checkpoint = open_checkpoint(path)

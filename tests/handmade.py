@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pnc_cli import manifest as m
 from pnc_cli.checkpoint.digest import combined_sha256, file_sha256, tensor_digests
+from pnc_cli.checkpoint.forms import own_names
 from pnc_cli.checkpoint.header import read_header
 from pnc_cli.clone_file import RawTensor, raw_sha256, write_clone
 
@@ -58,7 +59,8 @@ def make_target(path, tensors=None, metadata=None, pad=b""):
 
 def make_manifest(target, tensors, *, name="frogs", labels=("frog",), target_labels=LABELS):
     """A manifest that fits ``target``, a file, and the clone's ``tensors``."""
-    digests = tensor_digests(target, read_header(target))
+    header = read_header(target)
+    digests = tensor_digests(target, header, own_names(target, header.tensors))
 
     def network(architecture, names, digests, file_sha256):
         return m.NetworkRef(

@@ -74,6 +74,20 @@ def nothing(folder):
     pass
 
 
+def folder(name):
+    def make(files):
+        (files / "f").mkdir()
+        make_target(files / "f" / name)
+
+    return make
+
+
+def average(files):
+    tensors = target_tensors().items()
+    twice = {prefix + n: t for prefix in ("model.", "model_ema.") for n, t in tensors}
+    make_target(files / "t.safetensors", twice)
+
+
 TABLE = {
     # usage
     "an unknown option": (nothing, ["info", "t.safetensors", "--nonsense"], 2, "No such option: --nonsense", "pnc info --help"),
@@ -98,7 +112,12 @@ TABLE = {
     # corrupt files
     "an empty file": (write("t.safetensors", b""), INJECT, 3, "t.safetensors: not a safetensors file", None),
     "text": (write("t.safetensors", b"hello, this is no checkpoint"), INJECT, 3, "not a safetensors file", None),
-    "a folder": (nothing, ["info", "."], 3, "cannot be read", None),
+    "a folder of other files": (nothing, ["info", "."], 3, "a folder without model.safetensors; it has c.safetensors", "give c.safetensors"),
+    "a folder of a pickle": (folder("pytorch_model.bin"), ["inject", "f", *INJECT[2:]], 3, "f: has no model.safetensors, only the pickle pytorch_model.bin", "f/pytorch_model.bin pytorch_model.safetensors"),
+    "a folder of shards": (folder("model-00001-of-00002.safetensors"), ["inject", "f", *INJECT[2:]], 3, "f: a checkpoint in several files", "f/model-00001-of-00002.safetensors"),
+    "a shard": (folder("model-00001-of-00002.safetensors"), ["info", "f/model-00001-of-00002.safetensors"], 3, "00001-of-00002.safetensors: a checkpoint in several files", "put them together: python -c"),
+    "the index of shards": (folder("model.safetensors.index.json"), ["info", "f/model.safetensors.index.json"], 3, "a checkpoint in several files", "put them together: python -c"),
+    "a moving average beside the weights": (average, INJECT, 3, "t.safetensors: has 5 tensors twice, under 'model.…' and under 'model_ema.…'", "t.safetensors model_ema. ema.safetensors"),
     "a file that may not be read": (lambda d: (d / "t.safetensors").chmod(0), INJECT, 3, "t.safetensors: cannot be read", None),
     "a truncated target": (cut("t.safetensors", -1), INJECT, 3, "t.safetensors: truncated", None),
     "a truncated clone": (cut("c.safetensors", -1), INJECT, 3, "c.safetensors: truncated", None),
@@ -106,7 +125,7 @@ TABLE = {
     "a header of duplicate names": (write("t.safetensors", raw_file(b'{"a": {}, "a": {}}')), INJECT, 3, "'a' stands twice", None),
     "a header with a hole": (write("t.safetensors", header(a=entry(0, 4), b=entry(5, 8))), INJECT, 3, "a hole before tensor 'b'", None),
     "a header with an overlap": (write("t.safetensors", header(a=entry(0, 4), b=entry(3, 8))), INJECT, 3, "an overlap before tensor 'b'", None),
-    "a pickle": (write("t.safetensors", b"\x80\x04\x95" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens"),
+    "a pickle": (write("t.safetensors", b"\x80\x04\x95" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens; convert it where you trust it: python -c"),
     "a zipped pickle": (write("c.safetensors", b"PK\x03\x04" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens"),
     "a clone with a changed byte": (lambda d: flip(d / "c.safetensors", -1), INJECT, 3, "clone 'frogs' is corrupt", "fetch or make the clone again"),
     "a patched file with a changed byte": (lambda d: flip(d / "p.safetensors", -70), EJECT, 3, "is not what was patched", "inject into the original target again"),

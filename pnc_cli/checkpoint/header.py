@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput
+from .forms import conversion
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 METADATA = "__metadata__"
@@ -79,7 +80,7 @@ def read_header(path: Path) -> Header:
                 raise BadInput(
                     f"{path}: not a safetensors file, or truncated: "
                     f"header length {length:,}, file size {size:,} bytes",
-                    hint=_other_format(prefix),
+                    hint=_other_format(path, prefix),
                 )
             text = f.read(length)
     except OSError as e:
@@ -169,10 +170,7 @@ def _no_constant(value: str) -> object:
     raise ValueError(f"{value} is not JSON")
 
 
-def _other_format(prefix: bytes) -> str | None:
+def _other_format(path: Path, prefix: bytes) -> str | None:
     if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
-        return (
-            "this looks like a PyTorch pickle, which pnc never opens; convert it where you trust "
-            "it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'x.safetensors')"
-        )
+        return f"this looks like a PyTorch pickle, which pnc never opens; {conversion(path)}"
     return None

@@ -1,20 +1,23 @@
-"""Which classifier is in a checkpoint file?  Answered from documents, without torch or timm.
+"""Which classifier is in a checkpoint file?  Answered without torch or timm.
 
 Looked up in this order: the command's own flags; the file's ``__metadata__``; ``<stem>.json``
 beside it; ``config.json`` in its folder (timm's layout, or the flat older one).  The first that
 names an architecture decides; later ones fill in what is missing, unless they name another
-architecture (a folder may hold several checkpoints).
+architecture (a folder may hold several checkpoints).  Where none names one, the tensors tell.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
+from .architectures import Index, Match, installed_index
+from .forms import own_names
 from .header import Header
 
 PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
@@ -43,8 +46,13 @@ def resolve_identity(
     architecture: str | None = None,
     model_args: dict[str, Any] | None = None,
     flag: str = "--arch",
+    index: Callable[[], Index] = installed_index,
 ) -> Identity:
-    """Raises ``BadInput`` for a document that is broken or names no architecture at all."""
+    """What is known of the classifier in ``path``; ``index`` is asked where nothing names it.
+
+    Raises ``BadInput`` for a document that is broken, and where neither the documents nor the
+    tensors tell which architecture it is; ``flag`` is the option that would.
+    """
     known = Identity()
     if architecture is not None:
         known = _identity({"architecture": architecture}, flag)
@@ -55,12 +63,40 @@ def resolve_identity(
         if (more := read()) is not None:
             known = _merge(known, more)
     if known.architecture is None:
-        raise BadInput(
-            f"{path}: nothing says which timm architecture this is",
-            hint=f"give {flag} NAME, or write {path.with_suffix('.json').name} beside it "
-            'with {"architecture": "resnet18", "num_classes": 10, "label_names": [...]}',
-        )
+        names = own_names(path, header.tensors)
+        match = index().find({own: header.tensors[n].shape for n, own in names.items()})
+        if match.chosen is None or known.model_args:
+            raise _unknown(path, match, flag)
+        known = replace(known, architecture=match.chosen, origin="its tensors")
     return known
+
+
+def _unknown(path: Path, match: Match, flag: str) -> BadInput:
+    """The error that asks for the architecture, with all that the tensors tell of it."""
+    beside = path.with_suffix(".json").name
+    document = f'{beside} beside it with {{"architecture": "resnet18", "label_names": [...]}}'
+    if match.names:
+        listed = "; ".join(
+            f"{n} ({', '.join(f'{k} {v}' for k, v in match.traits.get(n, {}).items())})"
+            for n in match.names
+        )
+        return BadInput(
+            f"{path}: {len(match.names)} timm architectures have just these tensors, "
+            f"and nothing says which it is: {listed}",
+            hint=f"give {flag} {match.names[0]}, or the one it is; or write {document}",
+        )
+    if match.near:
+        more = f" and {len(match.near) - 5} more" if len(match.near) > 5 else ""
+        return BadInput(
+            f"{path}: nothing says which timm architecture this is; its tensors have the names of "
+            f"{', '.join(match.near[:5])}{more}, but other shapes",
+            hint=f"give {flag} {match.near[0]} with its model_args "
+            f"({flag.replace('arch', 'args')} where there is one, or model_args in {beside})",
+        )
+    return BadInput(
+        f"{path}: nothing says which timm architecture this is, and none has tensors of these names",
+        hint=f"is it a timm classifier? then give {flag} NAME, or write {document}",
+    )
 
 
 def _merge(known: Identity, more: Identity) -> Identity:

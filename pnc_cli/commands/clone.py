@@ -85,12 +85,13 @@ def clone(
     from ..manifest import to_plain
 
     report = Report("clone", as_json=as_json, quiet=quiet)
+    source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
     check_output(output, force=force, inputs=[source, target])
     check_output(sidecar_of(output), force=force)
     o.clone_name(name)
     given = _read_plan(plan) if plan is not None else None
     request = Request(
-        o.existing(source, "SRC"), o.existing(target, "TGT"), classes or (given.classes if given else []),
+        source, target, classes or (given.classes if given else []),
         data, limit, not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args,
         target_args,
     )  # fmt: skip

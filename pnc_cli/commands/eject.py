@@ -32,7 +32,7 @@ def eject(
     from ..patch import eject as eject_clones
 
     report = Report("eject", as_json=as_json, quiet=quiet)
-    left = eject_clones(o.existing(patched, "PATCHED"), output, names=name, force=force)
+    left = eject_clones(o.checkpoint(patched, "PATCHED"), output, names=name, force=force)
     names = [c.name for c in left.clones] if left else []
     sha256 = file_sha256(output)
     text = f"{output}: " + (

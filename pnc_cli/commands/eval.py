@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy on original and clone classes, locality, calibration and cost."""
     report = Report("eval", as_json=as_json, quiet=quiet)
-    o.existing(checkpoint, "CKPT")
+    checkpoint = o.checkpoint(checkpoint, "CKPT")
     with report.progress() as progress:
         from .. import evaluate as core
         from ..data import choose, load_images, open_images

@@ -39,7 +39,7 @@ def inject(
     from ..patch import inject as inject_clones
 
     report = Report("inject", as_json=as_json, quiet=quiet)
-    o.existing(target, "TGT")
+    target = o.checkpoint(target, "TGT")
     for path in clones:
         o.existing(path, "CLONE")
     patched = inject_clones(target, clones, output, rename=o.renames(rename), force=force)

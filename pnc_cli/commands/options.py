@@ -112,3 +112,10 @@ def existing(path: Path, what: str) -> Path:
     if not path.exists():
         raise BadInput(f"{path}: no such file", hint=f"{what} is a .safetensors file")
     return path
+
+
+def checkpoint(path: Path, what: str) -> Path:
+    """The checkpoint file meant by ``path``: the file itself, or the one in a folder of timm's."""
+    from ..checkpoint.forms import checkpoint_file
+
+    return checkpoint_file(existing(path, what))

@@ -70,11 +70,12 @@ def search(
     from ..manifest import canonical_json, to_plain
 
     report = Report("search", as_json=as_json, quiet=quiet)
+    source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
     to_stdout = output is not None and str(output) == "-"
     if output is not None and not to_stdout:
         check_output(output, force=force, inputs=[source, target])
     request = Request(
-        o.existing(source, "SRC"), o.existing(target, "TGT"), classes or [], data, limit,
+        source, target, classes or [], data, limit,
         not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args, target_args,
     )  # fmt: skip
     with report.progress() as progress:

@@ -26,6 +26,8 @@ from ..errors import BadInput, Incompatible, UsageError
 from ..manifest import NetworkRef, Preprocessing
 from ..patch import open_checkpoint
 from .branch import classifier_names
+from .meta import without_memory
+from .registry import current_index
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -34,6 +36,8 @@ TORCH_DTYPES = {
     "F64": torch.float64, "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+
+Weights = Mapping[str, TensorEntry]  # a checkpoint's tensors by their names in the network
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def load_network(
     Raises ``BadInput`` for a file that is corrupt or does not hold what it says.
     """
     checkpoint = open_checkpoint(path)
+    path = checkpoint.path
     if checkpoint.clones:
         ref = checkpoint.clones[0].manifest.target
         identity = Identity(
@@ -100,10 +105,11 @@ def load_network(
         )
     else:
         identity = resolve_identity(
-            path, checkpoint.header, architecture=architecture, model_args=model_args, flag=what
-        )
-    model, identity = _build(path, checkpoint.target, identity)
-    tensors = read_tensors(path, checkpoint.header, checkpoint.target.tensors)
+            path, checkpoint.header, architecture=architecture, model_args=model_args, flag=what,
+            index=current_index,
+        )  # fmt: skip
+    model, identity = _build(path, checkpoint.weights, identity)
+    tensors = read_tensors(path, checkpoint.header, checkpoint.weights)
     _load_strictly(path, model, tensors, identity)
     digests = checkpoint.target_digests()
     if checkpoint.clones and combined_sha256(digests) != ref.tensors_sha256:
@@ -119,6 +125,7 @@ def load_network(
         preprocessing=Preprocessing(**identity.preprocessing),
         file_sha256=checkpoint.target_sha256 or file_sha256(path),
         tensors_sha256=combined_sha256(digests),
+        tensor_prefix=checkpoint.prefix,
     )
     return Network(path, model.to(device), ref, digests, classifier_names(model))
 
@@ -151,8 +158,8 @@ def read_tensors(
     return tensors
 
 
-def _build(path: Path, header: Header, identity: Identity) -> tuple[nn.Module, Identity]:
-    """The model for the tensors in ``header``, and the identity with every blank filled in."""
+def _build(path: Path, weights: Weights, identity: Identity) -> tuple[nn.Module, Identity]:
+    """The model for these tensors, and the identity with every blank filled in."""
     name = identity.architecture
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models())
@@ -164,9 +171,9 @@ def _build(path: Path, header: Header, identity: Identity) -> tuple[nn.Module, I
         )
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
     cfg = cfg.to_dict() if cfg else {}
-    classes = _class_count(path, header, identity, cfg)
-    size = _input_size(header, identity, cfg)
-    _check_shapes(path, header, identity, classes, size)
+    classes = _class_count(path, weights, identity, cfg)
+    size = _input_size(weights, identity, cfg)
+    _check_shapes(path, weights, identity, classes, size)
     model = _create(str(path), name, classes, size, identity.model_args)
     pre = resolve_data_config({}, pretrained_cfg={**model.pretrained_cfg, **identity.preprocessing})
     pre["input_size"] = size
@@ -209,13 +216,13 @@ def _create(
         ) from e
 
 
-def _class_count(path: Path, header: Header, identity: Identity, cfg: dict) -> int:
+def _class_count(path: Path, weights: Weights, identity: Identity, cfg: dict) -> int:
     """Rows of the classifier's weight; the documents must agree with it."""
     heads = cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     found = None
     for head in heads:
-        if (weight := header.tensors.get(f"{head}.weight")) is not None and weight.shape:
+        if (weight := weights.get(f"{head}.weight")) is not None and weight.shape:
             found = weight.shape[0]
             break
     stated = {"num_classes": identity.num_classes,
@@ -237,7 +244,7 @@ def _class_count(path: Path, header: Header, identity: Identity, cfg: dict) -> i
     return count
 
 
-def _input_size(header: Header, identity: Identity, cfg: dict) -> tuple[int, int, int]:
+def _input_size(weights: Weights, identity: Identity, cfg: dict) -> tuple[int, int, int]:
     """(C, H, W): channels from the first convolution, size from the documents or timm's default."""
     size = list(identity.preprocessing.get("input_size") or cfg.get("input_size") or (3, 224, 224))
     image = identity.model_args.get("img_size")
@@ -245,26 +252,33 @@ def _input_size(header: Header, identity: Identity, cfg: dict) -> tuple[int, int
         size[1:] = [image, image] if isinstance(image, int) else list(image)
     first = cfg.get("first_conv") or ()
     for name in (first,) if isinstance(first, str) else tuple(first):
-        weight = header.tensors.get(f"{name}.weight")
+        weight = weights.get(f"{name}.weight")
         if weight is not None and len(weight.shape) == 4 and 0 < weight.shape[1] <= 16:
             size[0] = weight.shape[1]  # more channels mean a space-to-depth stem
     return tuple(size)
 
 
-def _check_shapes(path, header: Header, identity: Identity, classes: int, size) -> None:
+def _check_shapes(path, weights: Weights, identity: Identity, classes: int, size) -> None:
     """Compares the file with the architecture before memory is spent on it."""
     try:
-        with torch.device("meta"):
+        with without_memory():
             model = _create(str(path), identity.architecture, classes, size, identity.model_args)
     except NotImplementedError:  # some architectures compute while they are built
         return
     expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    _compare(path, identity, expected, {n: t.shape for n, t in header.tensors.items()})
+    _compare(path, identity, expected, {n: t.shape for n, t in weights.items()})
 
 
 def _load_strictly(path: Path, model: nn.Module, tensors: dict[str, Tensor], identity) -> None:
     expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     _compare(path, identity, expected, {n: tuple(t.shape) for n, t in tensors.items()})
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not tensors[name].is_floating_point():
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise BadInput(
+                f"{path}: tensor '{name}' holds {kind} numbers, expected floating-point ones",
+                hint="quantised checkpoints cannot be read; give the one it was made from",
+            )
     model.load_state_dict(tensors, strict=True)
     model.eval().requires_grad_(False)
 
