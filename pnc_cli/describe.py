@@ -96,7 +96,7 @@ def _checkpoint(path: Path, header: Header) -> Description:
         known = resolve_identity(path, header)
     except BadInput as e:
         lines.append(f"  {e.message}")
-        document["architecture"] = None
+        document |= {"architecture": None, "reason": e.message}
     else:
         labels = list(known.label_names or ())
         document |= {"architecture": known.architecture, "model_args": known.model_args,

@@ -53,7 +53,8 @@ AMBIGUOUS = ["mobilenetv3_small_075", "tf_mobilenetv3_small_075"]
      "2 timm architectures have just these tensors, and nothing says which it is: "
      "mobilenetv3_small_075 (conv_stem Conv2d); tf_mobilenetv3_small_075 (conv_stem Conv2dSame)",
      "FLAG mobilenetv3_small_075, or the one it is; or write mobilenetv3_small_075.json"),
-    ("narrow.safetensors", "its tensors have the names of test_resnet, but other shapes", "FLAG test_resnet with its model_args"),
+    ("narrow.safetensors", "its tensors have the names of test_resnet, but other shapes: tensor "
+     "'layer2.0.conv1.weight' has [40, 32, 3, 3], that of test_resnet [48, 32, 3, 3]", "FLAG test_resnet with its model_args"),
     ("alien.safetensors", "none has tensors of these names", "FLAG NAME, or write alien.json"),
 ], ids=["ambiguous", "near", "alien"])  # fmt: skip
 def test_what_is_not_recognised_is_refused_with_the_flag_to_give(

@@ -13,6 +13,7 @@ from pnc_cli.network.registry import (
     distinguish,
     extend,
     on_meta,
+    recognise,
     shapes_of,
 )
 
@@ -125,3 +126,15 @@ def test_networks_that_nothing_tells_apart_give_the_same_logits_bit_for_bit():
         x = torch.randn(1, *shape)
         with torch.no_grad():
             assert first(x).numpy().tobytes() == second(x).numpy().tobytes(), (one, other)
+
+
+def test_the_nearest_architecture_comes_first_with_what_differs():
+    name = "vit_small_patch16_224"
+    shapes = shapes_of(on_meta(name, num_classes=4, img_size=64))
+    match = recognise(shapes)
+    assert match.names == () and match.near[0] in (name, "deit_small_patch16_224")
+    assert match.difference == (
+        f"tensor 'pos_embed' has [1, 17, 384], that of {match.near[0]} [1, 197, 384]"
+    )
+    found = shapes_of(on_meta(name, num_classes=4))
+    assert recognise(found) == current_index().find(found)

@@ -31,6 +31,7 @@ class Match:
     names: tuple[str, ...]
     traits: Mapping[str, Mapping[str, str]]  # of each name, where there are several
     near: tuple[str, ...] = ()
+    difference: str = ""  # where the file differs from the first of ``near``
 
     @property
     def chosen(self) -> str | None:
@@ -126,6 +127,11 @@ def installed_index() -> Index:
     except (OSError, ValueError, KeyError, TypeError):
         return shipped
     return cached if cached.timm == version else shipped
+
+
+def find(shapes: Shapes) -> Match:
+    """What the index at hand says of a file's tensors."""
+    return installed_index().find(shapes)
 
 
 def timm_version() -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from .architectures import Index, Match, installed_index
+from .architectures import Match, Shapes, find
 from .forms import own_names
 from .header import Header
 
@@ -46,9 +46,9 @@ def resolve_identity(
     architecture: str | None = None,
     model_args: dict[str, Any] | None = None,
     flag: str = "--arch",
-    index: Callable[[], Index] = installed_index,
+    find: Callable[[Shapes], Match] = find,
 ) -> Identity:
-    """What is known of the classifier in ``path``; ``index`` is asked where nothing names it.
+    """What is known of the classifier in ``path``; ``find`` is asked where nothing names it.
 
     Raises ``BadInput`` for a document that is broken, and where neither the documents nor the
     tensors tell which architecture it is; ``flag`` is the option that would.
@@ -64,7 +64,7 @@ def resolve_identity(
             known = _merge(known, more)
     if known.architecture is None:
         names = own_names(path, header.tensors)
-        match = index().find({own: header.tensors[n].shape for n, own in names.items()})
+        match = find({own: header.tensors[n].shape for n, own in names.items()})
         if match.chosen is None or known.model_args:
             raise _unknown(path, match, flag)
         known = replace(known, architecture=match.chosen, origin="its tensors")
@@ -89,8 +89,9 @@ def _unknown(path: Path, match: Match, flag: str) -> BadInput:
         more = f" and {len(match.near) - 5} more" if len(match.near) > 5 else ""
         return BadInput(
             f"{path}: nothing says which timm architecture this is; its tensors have the names of "
-            f"{', '.join(match.near[:5])}{more}, but other shapes",
-            hint=f"give {flag} {match.near[0]} with its model_args "
+            f"{', '.join(match.near[:5])}{more}, but other shapes"
+            + (f": {match.difference}" if match.difference else ""),
+            hint=f"give {flag} {match.near[0]} with its model_args, such as img_size "
             f"({flag.replace('arch', 'args')} where there is one, or model_args in {beside})",
         )
     return BadInput(

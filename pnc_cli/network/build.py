@@ -27,7 +27,7 @@ from ..manifest import NetworkRef, Preprocessing
 from ..patch import open_checkpoint
 from .branch import classifier_names
 from .meta import without_memory
-from .registry import current_index
+from .registry import recognise
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -106,7 +106,7 @@ def load_network(
     else:
         identity = resolve_identity(
             path, checkpoint.header, architecture=architecture, model_args=model_args, flag=what,
-            index=current_index,
+            find=recognise,
         )  # fmt: skip
     model, identity = _build(path, checkpoint.weights, identity)
     tensors = read_tensors(path, checkpoint.header, checkpoint.weights)

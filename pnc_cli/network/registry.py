@@ -16,8 +16,8 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,21 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from ..checkpoint import architectures
-from ..checkpoint.architectures import Free, Index, cache_file, installed_index, timm_version
+from ..checkpoint.architectures import (
+    Free,
+    Index,
+    Match,
+    Shapes,
+    cache_file,
+    installed_index,
+    timm_version,
+)
 from ..checkpoint.identity import PREPROCESSING
 from .meta import without_memory
 
 Traits = dict[str, str]  # what -> how
 CLASSES, CHANNELS = (7, 11), (3, 5)  # of the two builds; no architecture has such sizes of its own
+COMPARED = 20  # candidates for a file of no architecture's shapes; a few seconds
 INERT = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "PatchDropout")  # in eval
 UNTOLD = {  # attributes that do nothing to a trained network in eval mode
     "training", "pretrained_cfg", "default_cfg", "feature_info", "grad_checkpointing", "drop_rate",
@@ -85,6 +94,33 @@ def extend(
         if not all(n in index.traits for n in together):
             index.traits |= distinguish(together)
             done(", ".join(together))
+
+
+def recognise(shapes: Shapes) -> Match:
+    """The architectures with these tensors; if there are none, the nearest first.
+
+    Nearest is the one with most tensors of the same shape, of at most ``COMPARED`` that are built.
+    """
+    match = current_index().find(shapes)
+    if not match.near:
+        return match
+    told = {name: _differences(name, shapes) for name in match.near[:COMPARED]}
+    near = sorted(match.near, key=lambda name: len(told.get(name, shapes)))
+    return replace(match, near=tuple(near), difference=", ".join(told[near[0]][:1]))
+
+
+def _differences(name: str, shapes: Shapes) -> list[str]:
+    """Where tensors of these ``shapes`` are not those of the architecture ``name``."""
+    expected, free = describe(name)
+
+    def fixed(tensor: str, shape: Sequence[int]) -> list[int | None]:
+        return [None if (tensor, axis) in free else n for axis, n in enumerate(shape)]
+
+    return [
+        f"tensor '{n}' has {list(shapes[n])}, that of {name} {list(shape)}"
+        for n, shape in expected.items()
+        if n in shapes and fixed(n, shapes[n]) != fixed(n, shape)
+    ]
 
 
 @functools.lru_cache(maxsize=1)
