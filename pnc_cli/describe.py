@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.digest import file_sha256
-from .checkpoint.forms import checkpoint_file
+from .checkpoint.forms import checkpoint_file, name_prefix, own_names
 from .checkpoint.header import Header, read_header
 from .checkpoint.identity import resolve_identity
 from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, open_clone, verify_clone
@@ -93,6 +93,9 @@ def _checkpoint(path: Path, header: Header) -> Description:
     }
     lines = [f"{path}: a checkpoint, {len(header.tensors)} tensors, {size:,} bytes"]
     try:
+        if prefix := name_prefix(own_names(path, header.tensors)):
+            document["tensor_prefix"] = prefix
+            lines.append(f"  every tensor's name begins with '{prefix}'")
         known = resolve_identity(path, header)
     except BadInput as e:
         lines.append(f"  {e.message}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .checkpoint.atomic import Outputs
 from .checkpoint.digest import TensorDigest, combined_sha256, file_sha256, read_span, tensor_digests
-from .checkpoint.forms import checkpoint_file, own_names
+from .checkpoint.forms import checkpoint_file, name_prefix, own_names
 from .checkpoint.header import Header, TensorEntry, format_header, parse_header, read_header
 from .checkpoint.write import end_of, lay_out, padding
 from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, Clone, corrupt, open_clone, sidecar_of
@@ -40,7 +40,7 @@ class Checkpoint:
     @property
     def prefix(self) -> str:
         """What is in front of every tensor's name in the file."""
-        return next((n[: len(n) - len(own)] for n, own in self.names.items()), "")
+        return name_prefix(self.names)
 
     @property
     def weights(self) -> dict[str, TensorEntry]:

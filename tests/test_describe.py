@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from handmade import flip, make_clone, make_target, rewrite_metadata, sha256
+from handmade import flip, make_clone, make_target, rewrite_metadata, sha256, target_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from test_manifest import make_plan
@@ -45,6 +45,20 @@ def test_a_patched_checkpoint_says_the_sha256_of_its_target(files):
     assert found.document["target_sha256"] == sha256(files / "t.safetensors")
     clones = json.loads(json.dumps(found.document["clones"]))
     assert clones == [json.loads((files / "c.json").read_text())]
+
+
+def test_a_checkpoint_says_what_wraps_its_names(tmp_path):
+    tensors = {f"module.{n}": t for n, t in target_tensors().items()}
+    found = describe(make_target(tmp_path / "t.safetensors", tensors))
+    assert found.document["tensor_prefix"] == "module."
+    assert "every tensor's name begins with 'module.'" in found.text
+
+
+def test_a_checkpoint_that_nothing_names_says_why(tmp_path):
+    found = describe(make_target(tmp_path / "t.safetensors"))
+    assert found.document["architecture"] is None
+    assert found.document["reason"] in found.text
+    assert "none has tensors of these names" in found.document["reason"]
 
 
 def test_a_checkpoint_says_its_architecture_where_anything_names_it(files):

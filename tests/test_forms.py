@@ -126,6 +126,20 @@ def test_a_folder_with_other_files_names_them(tmp_path):
     assert str(tmp_path / "a.safetensors") in e.value.hint
 
 
+def test_a_single_file_numbered_as_one_is_no_shard(tmp_path):
+    path = make_target(tmp_path / "model-00001-of-00001.safetensors")
+    assert checkpoint_file(path) == path
+
+
+def test_a_folder_that_cannot_be_listed_is_bad_input(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(BadInput, match="cannot be read: Permission denied"):
+        checkpoint_file(tmp_path)
+
+
 @pytest.mark.parametrize(
     "given", ["", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..errors import BadInput
@@ -16,7 +16,7 @@ from ..errors import BadInput
 WEIGHTS = "model.safetensors"  # in a folder of timm's layout, beside config.json
 WRAPPERS = ("module.", "model.", "_orig_mod.", "state_dict.")  # DataParallel, Lightning, compile
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$")
 _EMA = re.compile(r"^[a-z_]*ema[a-z_]*\.")
 
 _CONVERT = (
@@ -42,22 +42,29 @@ def checkpoint_file(path: Path) -> Path:
     """
     if path.is_dir():
         found = path / WEIGHTS
-        return found if found.is_file() else _refuse_folder(path)
+        if not found.is_file():
+            raise _no_checkpoint(path)
+        return found
     if path.name.endswith(".safetensors.index.json") or _SHARD.search(path.name):
         raise _sharded(path, path.parent)
     return path
 
 
-def _refuse_folder(folder: Path) -> Path:
-    names = sorted(p.name for p in folder.iterdir() if p.is_file())
+def _no_checkpoint(folder: Path) -> BadInput:
+    try:
+        names = sorted(p.name for p in folder.iterdir() if p.is_file())
+    except OSError as e:
+        return BadInput(f"{folder}: cannot be read: {e.strerror}")
     if f"{WEIGHTS}.index.json" in names or any(map(_SHARD.search, names)):
-        raise _sharded(folder, folder)
+        return _sharded(folder, folder)
     pickles = [n for n in names if n.endswith(_PICKLES)]
     others = [n for n in names if n.endswith(".safetensors")]
     if pickles and not others:
-        raise BadInput(f"{folder}: has no {WEIGHTS}, only the pickle {pickles[0]}, which pnc never opens",
-                       hint=conversion(folder / pickles[0]))  # fmt: skip
-    raise BadInput(
+        return BadInput(
+            f"{folder}: has no {WEIGHTS}, only the pickle {pickles[0]}, which pnc never opens",
+            hint=conversion(folder / pickles[0]),
+        )
+    return BadInput(
         f"{folder}: a folder without {WEIGHTS}" + (f"; it has {', '.join(others[:5])}" if others else ""),
         hint=f"give {folder / others[0]}" if others else f"a folder of timm's has {WEIGHTS} and config.json",
     )  # fmt: skip
@@ -97,6 +104,11 @@ def own_names(path: Path, names: Collection[str]) -> dict[str, str]:
     return own
 
 
+def name_prefix(names: Mapping[str, str]) -> str:
+    """What :func:`own_names` left out in front of each name."""
+    return next((n.removesuffix(own) for n, own in names.items()), "")
+
+
 def common_prefix(names: Collection[str]) -> str:
     """The wrappers, one inside another, that all ``names`` begin with; "" if there are none."""
     prefix = ""
@@ -104,10 +116,10 @@ def common_prefix(names: Collection[str]) -> str:
         at = len(prefix)
         wrapper = _EMA.match(next(iter(names))[at:])
         known = (*WRAPPERS, wrapper.group()) if wrapper else WRAPPERS
-        inner = next((w for w in known if all(n.startswith(w, at) and len(n) > at + len(w) for n in names)), None)  # fmt: skip
-        if inner is None:
+        found = [w for w in known if all(n.startswith(w, at) and n[at:] != w for n in names)]
+        if not found:
             break
-        prefix += inner
+        prefix += found[0]
     return prefix
 
 
