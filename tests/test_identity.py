@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from handmade import make_target
+from handmade import make_target, target_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pnc_cli.checkpoint.architectures import Match
 from pnc_cli.checkpoint.header import read_header
 from pnc_cli.checkpoint.identity import resolve_identity
 from pnc_cli.errors import BadInput
@@ -208,3 +209,38 @@ def test_no_metadata_crashes_the_reader(tmp_path, text):
             assert key in e.message or "metadata" in e.message
     with pytest.raises(BadInput, match="not JSON"):
         resolve(tmp_path, metadata={"architecture": "x", "model_args": "[" * 100_000})
+
+
+def test_tensors_tell_the_architecture_and_documents_the_rest(tmp_path):
+    match = Match(("resnet18",), {})
+    found = resolve(tmp_path, beside={"label_names": ["a"], "model_args": {"drop_rate": 0.1}},
+                    find=lambda shapes: match)  # fmt: skip
+    assert (found.architecture, found.origin) == ("resnet18", "its tensors")
+    assert (found.label_names, found.model_args) == (("a",), {"drop_rate": 0.1})
+
+
+def test_tensors_are_not_asked_where_a_document_names_the_architecture(tmp_path):
+    resolve(tmp_path, beside={"architecture": "resnet18"}, find=None)
+
+
+def test_the_lookup_sees_the_networks_own_names(tmp_path):
+    seen = []
+    path = make_target(tmp_path / "net.safetensors",
+                       {f"module.{n}": t for n, t in target_tensors().items()})  # fmt: skip
+    with pytest.raises(BadInput, match="none has tensors of these names"):
+        resolve_identity(path, read_header(path), find=lambda s: seen.append(s) or Match((), {}))
+    assert seen == [{n: shape for n, (_, shape, _) in target_tensors().items()}]
+
+
+@pytest.mark.parametrize("match, message, hint", [
+    (Match(("a", "b"), {"a": {"act": "ReLU"}, "b": {"act": "SiLU"}}),
+     r"2 timm architectures have just these tensors.*: a \(act ReLU\); b \(act SiLU\)", "--arch a, or the one"),
+    (Match((), {}, tuple("abcdefg"), "tensor 'x' has [1], that of a [2]"),
+     r"names of a, b, c, d, e and 2 more, but other shapes: tensor 'x' has \[1\], that of a \[2\]", "--arch a with its model_args"),
+])  # fmt: skip
+def test_what_the_tensors_do_not_settle_is_listed_with_the_flag_to_give(
+    tmp_path, match, message, hint
+):
+    with pytest.raises(BadInput, match=message) as e:
+        resolve(tmp_path, find=lambda shapes: match)
+    assert hint in e.value.hint

@@ -65,7 +65,7 @@ def resolve_identity(
     if known.architecture is None:
         names = own_names(path, header.tensors)
         match = find({own: header.tensors[n].shape for n, own in names.items()})
-        if match.chosen is None or known.model_args:
+        if match.chosen is None:
             raise _unknown(path, match, flag)
         known = replace(known, architecture=match.chosen, origin="its tensors")
     return known
