@@ -84,11 +84,30 @@ def test_very_few_images_still_give_a_finite_gate(per_class):
     assert 0.05 <= gate.calibration[0] <= 5
 
 
-def test_the_one_sided_gate_lets_the_known_share_of_clone_images_pass():
-    z_t, z_b, pre = noise(400, 5), noise(400, 3, seed=1), noise(400, 4, seed=2)
-    gate = fit_one_sided(pre, z_t, z_b, (noise(4, seed=3), torch.tensor(0.5)))
-    passed = (gate.gate(None, pre, z_t, z_b) > 0).double().mean().item()
-    assert passed == pytest.approx(1 - REJECTED, abs=0.005)
+def one_sided(clear, mean_logit=True):
+    """A gate fitted to 400 clone images whose evidence is ``clear`` higher than the target's."""
+    z_t, z_b, pre = noise(400, 5), noise(400, 3, seed=1) + clear, noise(400, 4, seed=2)
+    known = (torch.zeros(4), torch.tensor(0.0)) if mean_logit else None
+    gate = fit_one_sided(pre, z_t, z_b, known)
+    return gate, gate.gate(None, pre, z_t, z_b)
+
+
+def test_the_clearer_the_evidence_the_fewer_clone_images_are_given_up():
+    given_up = [(one_sided(clear)[1] < 0).double().mean().item() for clear in (1.0, 2.0, 6.0)]
+    assert given_up[0] > given_up[1] > given_up[2] == 0.0
+    assert one_sided(1.0)[0].slope < one_sided(2.0)[0].slope
+
+
+def test_as_many_originals_would_be_taken_as_clone_images_are_given_up_but_for_caution():
+    """Mirrored images have the evidence -e: g = -slope e + offset of them is above zero less often."""
+    gate, g = one_sided(1.0)
+    mirrored = 2 * gate.offset - g
+    assert 0 < (mirrored > 0).sum() < (g < 0).sum()
+
+
+def test_where_levels_cannot_be_compared_a_known_share_of_clone_images_passes():
+    _, g = one_sided(1.0, mean_logit=False)
+    assert (g > 0).double().mean().item() == pytest.approx(1 - REJECTED, abs=0.005)
 
 
 @pytest.mark.parametrize("join", [GaussianGate(7, 3, 2), OneSidedGate(4)], ids=lambda j: j.kind)

@@ -28,12 +28,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of pnc: its label, its budget as a share of the target's MACs, its images."""
+    """One row of pnc: its label and what it may add: shares of the target's MACs and parameters,
+    or ``of_pair``, a share of what the whole source would add of both."""
 
     label: str
     max_macs: float | None = None
+    max_params: float | None = None
+    of_pair: float | None = None
     originals: bool = True
-    epochs: int = 12
+    epochs: int | None = None
     taps: list[str] = field(default_factory=list)  # of the search; all when empty
     cuts: list[str] = field(default_factory=list)
 
@@ -79,10 +82,9 @@ class Scenario:
 
 DEFAULT_PNC = (
     Variant("pnc"),
-    Variant("pnc, MACs <= 1.0", max_macs=1.0),
-    Variant("pnc, MACs <= 0.5", max_macs=0.5),
-    Variant("pnc, MACs <= 0.25", max_macs=0.25),
-    Variant("pnc, MACs <= 1.0, no originals", max_macs=1.0, originals=False),
+    Variant("pnc, half", of_pair=0.5),
+    Variant("pnc, quarter", of_pair=0.25),
+    Variant("pnc, no originals", originals=False),
 )
 
 

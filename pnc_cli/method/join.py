@@ -1,6 +1,8 @@
-"""Fitting joins (:mod:`pnc_cli.network.join`): closed-form Gaussians, and one number without originals."""
+"""Fitting joins (:mod:`pnc_cli.network.join`): closed-form Gaussians, and two numbers without originals."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,7 +10,10 @@ from torch import Tensor
 from ..network.join import GaussianGate, OneSidedGate
 
 SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity
-REJECTED = 0.22  # share of clone images given up by a one-sided gate, for the sake of locality
+CAUTION = 1.1  # worth of an original prediction kept, beside a clone image recognised
+REJECTED = 0.22  # share of clone images given up where evidence cannot be compared
+PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
+SLOPES = (0.05, 5.0)
 FOLDS = 5
 
 
@@ -39,18 +44,41 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
 def fit_one_sided(
     branch_pre: Tensor, z_t: Tensor, z_b: Tensor, mean_logit: tuple[Tensor, Tensor] | None
 ) -> OneSidedGate:
-    """The gate that lets all but ``REJECTED`` of the clone images (N, ...) pass.
+    """A gate from clone images (N, ...) alone.
+
+    The difference of evidence e of original images is not known, but the two networks play each
+    other's part there: it is taken to be -e of the clone images.  A logistic regression of new
+    on e and old on -e then tells how clear the evidence is, its slope; an original prediction
+    that is kept counts ``CAUTION`` times a clone image that is recognised.
 
     ``mean_logit`` are weight (D,) and bias () of the mean of the source's logits, where they are
-    linear in its pre-logits.
+    linear in its pre-logits.  Where they are not, the two networks' levels cannot be compared,
+    and the gate lets all but ``REJECTED`` of the clone images pass.
     """
     gate = OneSidedGate(branch_pre.shape[1])
     if mean_logit is not None:
         gate.mean_weight.copy_(mean_logit[0])
         gate.mean_bias.copy_(mean_logit[1])
-    g = gate.gate(branch_pre, branch_pre, z_t, z_b).double()  # the target's pre-logits are not read
-    gate.offset.fill_(-torch.quantile(g, REJECTED).item())
+    e = gate.gate(branch_pre, branch_pre, z_t, z_b).double()  # the target's pre-logits are not read
+    if mean_logit is None:
+        gate.offset.fill_(-torch.quantile(e, REJECTED).item())
+    else:
+        gate.slope.copy_(mirrored_slope(e))
+        gate.offset.fill_(-math.log(CAUTION))
     return gate
+
+
+def mirrored_slope(e: Tensor) -> Tensor:
+    """Slope of the logistic regression through 0 of new on ``e`` (N,) and old on ``-e``."""
+    slope = torch.ones((), dtype=torch.float64)
+    for _ in range(100):
+        p = torch.sigmoid(slope * e)
+        gradient = ((p - 1) * e).mean() + PRIOR * (slope - 1)
+        step = gradient / ((p * (1 - p) * e.square()).mean() + PRIOR)
+        slope = (slope - step.clamp(-1, 1)).clamp(*SLOPES)
+        if step.abs() < 1e-9:
+            break
+    return slope
 
 
 def discriminant(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -88,14 +116,11 @@ def _folds(classes: Tensor) -> Tensor:
 
 
 def _logistic(g: Tensor, new: Tensor, weight: Tensor) -> Tensor:
-    """Slope and offset of a weighted logistic regression of ``new`` on ``g``, by Newton steps.
-
-    Both are held within reason: few images can be told apart perfectly, which says little.
-    """
+    """Slope and offset of a weighted logistic regression of ``new`` on ``g``, by Newton steps."""
     y, w = new.double(), weight.double() / weight.sum()
     x = torch.stack([g, torch.ones_like(g)], dim=1)
     theta = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    prior = torch.tensor([0.02, 0.002], dtype=torch.float64)  # pulls towards slope 1, offset 0
+    prior = torch.tensor([PRIOR, 0.002], dtype=torch.float64)  # pulls towards slope 1, offset 0
     start = theta.clone()
     for _ in range(50):
         p = torch.sigmoid(x @ theta)
@@ -105,5 +130,5 @@ def _logistic(g: Tensor, new: Tensor, weight: Tensor) -> Tensor:
         theta = theta - step.clamp(-1, 1)
         if step.abs().max() < 1e-9:
             break
-    theta[0] = theta[0].clamp(0.05, 5.0)
+    theta[0] = theta[0].clamp(*SLOPES)
     return theta.float()

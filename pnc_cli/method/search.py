@@ -28,6 +28,7 @@ def search(
     shares: Sequence[float] | None = None,
     max_macs: float | None = None,
     max_params: float | None = None,
+    study: Study | None = None,
     progress: Progress = no_progress,
 ) -> list[Candidate]:
     """The candidates, best first; those over a budget (shares of the target's) are left out.
@@ -35,9 +36,10 @@ def search(
     All pairs are scored with all their channels; then a short list, the best and those that
     nothing cheaper beats, with each of ``shares`` (default, where there are images: all, the
     largest share within the budget, and ``SHARES`` below it) and the adapter's modulation.
+    ``study`` is one made of the same task, grid and seed before, which saves its work.
     """
-    study = Study.of(task, grid, seed, progress)
-    dense = list(study.score_pairs(progress))
+    study = study or Study.of(task, grid, seed, progress)
+    dense = study.score_pairs(progress)
     found = [c for c in dense if shares is None or 1.0 in shares]
     if task.images is not None or shares is not None:
         least = min(shares or SHARES)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from .probe import probe_images
 from .score import Scores, score
 from .task import Task, subset
 
-PRICE = 0.02  # accuracy that a candidate must gain to double what an image costs
+PRICE = 0.005  # accuracy that a candidate must gain to double what an image costs
 SMALLEST = 0.05  # share of a module that is tried
 PER_CLASS = 100  # images of a class looked at: one half to fit, the other to judge
 FEWEST = 16  # images of a class looked at, where there are so many
@@ -55,8 +55,10 @@ class Study:
     cuts: dict[str, Tensor]
     modules: dict[str, tuple[Module, dict[str, ModuleTensor]]]
     reference: Tensor  # the source's pre-logits
-    adapters: dict[tuple[str, str], Adapter]
-    ranked: dict[str, list[Ranked]]
+    adapters: dict[tuple[str, str], Adapter] = field(default_factory=dict)
+    ranked: dict[str, list[Ranked]] = field(default_factory=dict)
+    pairs: list[Candidate] = field(default_factory=list)
+    shares: dict[tuple[str, str, float], Candidate] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, grid: Grid, seed: int, progress: Progress = no_progress) -> Study:
@@ -74,16 +76,18 @@ class Study:
         first = positions[0].name
         reference, _ = run_module(modules[first][0], cut_features[first])
         return cls(task, grid, seed, target_pre, z_t, tap_features, cut_features, modules,
-                   reference, {}, {})  # fmt: skip
+                   reference)  # fmt: skip
 
-    def score_pairs(self, progress: Progress = no_progress) -> Iterator[Candidate]:
-        """Every pair with all its channels.
+    def score_pairs(self, progress: Progress = no_progress) -> list[Candidate]:
+        """Every pair with all its channels; asked again, what was found before.
 
         With images the score is the mean accuracy on original and clone classes (without original
-        images: the branch's), less the ``PRICE`` of the added MACs.  Without images it is the share
-        of the variance of the source's pre-logits that survives, on generated images.
+        images: the mean of the branch's and the share of the variance of the source's pre-logits
+        that survives), less the ``PRICE`` of the added MACs.  Without images it is that share, on
+        generated ones.
         """
-        done = 0
+        if self.pairs:
+            return self.pairs
         for (_, _, kernel, _), group in _groups(self.grid).items():
             tap = group[0][0]
             adapters = fit_adapters(
@@ -91,11 +95,11 @@ class Study:
                 [self.cuts[c.name] for _, c in group], kernel, ROWS,
             )  # fmt: skip
             for (_, cut), adapter in zip(group, adapters):
-                progress("scoring pairs", done, len(self.grid.pairs))
-                done += 1
+                progress("scoring pairs", len(self.pairs), len(self.grid.pairs))
                 self.adapters[tap.name, cut.name] = adapter
-                yield self._candidate(tap, cut, self.modules[cut.name][0], 1.0)
-        progress("scoring pairs", done, done)
+                self.pairs.append(self._candidate(tap, cut, self.modules[cut.name][0], 1.0))
+        progress("scoring pairs", len(self.pairs), len(self.pairs))
+        return self.pairs
 
     def score_shares(self, candidate: Candidate, shares: Sequence[float]) -> list[Candidate]:
         """The pair of ``candidate`` with each share of its module, modulated in closed form."""
@@ -112,15 +116,16 @@ class Study:
             )
             self.ranked[cut.name] = rank_channels(module, features)
         cells = weight_cells(module.part, example)
-        found = []
         for share in shares:
+            if (tap.name, cut.name, share) in self.shares:
+                continue
             pruned, kept = copy.deepcopy(module), slices
             if share < 1.0:
                 chosen = select(module, self.ranked[cut.name], share, cells)
                 pruned, kept = prune(module, slices, chosen, example)
             self._modulate(tap, cut, pruned, kept)
-            found.append(self._candidate(tap, cut, pruned, share))
-        return found
+            self.shares[tap.name, cut.name, share] = self._candidate(tap, cut, pruned, share)
+        return [self.shares[tap.name, cut.name, share] for share in shares]
 
     def _modulate(self, tap: Position, cut: Position, module: Module, kept) -> None:
         """Puts right in closed form what an adapter and lost channels do to ``module``."""
@@ -153,7 +158,7 @@ class Study:
         if scores is None:
             worth = fit
         else:
-            worth = scores.branch if scores.average is None else scores.average
+            worth = (scores.branch + fit) / 2 if scores.average is None else scores.average
         worth -= PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
         return Candidate(
             tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),

@@ -12,7 +12,7 @@ below zero is silent.  What differs is how g is told:
 * with images of both kinds, one Gaussian a class with one shrunk covariance on the pre-logits of
   target and branch (linear discriminant analysis), calibrated on images the fit has not seen;
 * with clone images only, the difference of the two networks' evidence, logsumexp(z_B) -
-  logsumexp(z_T) over centred logits, shifted so that a known share of clone images passes.
+  logsumexp(z_T) over centred logits, calibrated on the clone images and their mirror image.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class GaussianGate(Join):
 
 
 class OneSidedGate(Join):
-    """g = logsumexp(z_B - m_B) - logsumexp(z_T - m_T) + offset.
+    """g = slope (logsumexp(z_B - m_B) - logsumexp(z_T - m_T)) + offset.
 
     A softmax does not fix the level of logits, so each network's are taken relative to their mean
     over all its classes.  Of the source's classes the branch has only some; the mean of all is
@@ -69,11 +69,13 @@ class OneSidedGate(Join):
         super().__init__()
         self.register_buffer("mean_weight", torch.zeros(features))
         self.register_buffer("mean_bias", torch.zeros(()))
+        self.register_buffer("slope", torch.ones(()))
         self.register_buffer("offset", torch.zeros(()))
 
     def gate(self, target_pre, branch_pre, z_t, z_b):
         m_b = branch_pre @ self.mean_weight + self.mean_bias
-        return z_b.logsumexp(1) - m_b - z_t.logsumexp(1) + z_t.mean(1) + self.offset
+        evidence = z_b.logsumexp(1) - m_b - z_t.logsumexp(1) + z_t.mean(1)
+        return self.slope * evidence + self.offset
 
 
 def from_tensors(kind: str, tensors: dict[str, Tensor], new: int) -> Join:

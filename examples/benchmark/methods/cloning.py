@@ -20,6 +20,7 @@ from pnc_cli.manifest import Candidate, Manifest
 from pnc_cli.method.clone import Recipe, make_clone
 from pnc_cli.method.grid import Grid, make_grid
 from pnc_cli.method.search import search
+from pnc_cli.method.study import Study
 from pnc_cli.method.task import Task, default_name, gather
 from pnc_cli.patch import eject, inject
 
@@ -46,10 +47,13 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
         given = _shared(
             problem, _gather, k, variant.originals, tuple(variant.taps), tuple(variant.cuts)
         )
-        found = _shared(problem, _search, *given.made, variant.max_macs)
         task, grid = given.made
+        study = _shared(problem, _study, task, grid)
+        found = _shared(
+            problem, _search, task, grid, study.made, variant.max_macs, variant.max_params
+        )
         clone = _shared(problem, _clone, task, grid, found.made, variant.epochs)
-        shared += given.saved + found.saved + clone.saved
+        shared += given.saved + study.saved + found.saved + clone.saved
         manifest, tensors = clone.made
         clones.append(place / f"clone{k}.safetensors")
         write_clone(clones[-1], manifest, tensors)
@@ -94,15 +98,37 @@ def _gather(
     return task, make_grid(network, problem.target, taps, cuts)
 
 
-def _search(problem: Problem, task: Task, grid: Grid, max_macs: float | None) -> Candidate:
+def _study(problem: Problem, task: Task, grid: Grid) -> Study:
+    study = Study.of(task, grid, problem.seed)
+    study.score_pairs()
+    return study
+
+
+def _budgets(variant: Variant, task: Task, grid: Grid) -> tuple[float | None, float | None]:
+    """The most MACs and parameters that may be added, as shares of the target's."""
+    if variant.of_pair is None:
+        return variant.max_macs, variant.max_params
+    macs = sum(grid.source.macs.values()) / sum(grid.target.macs.values())
+    return variant.of_pair * macs, variant.of_pair * task.source.parameters / task.target.parameters
+
+
+def _search(
+    problem: Problem,
+    task: Task,
+    grid: Grid,
+    study: Study,
+    max_macs: float | None,
+    max_params: float | None,
+) -> Candidate:
     try:
-        return search(task, grid, seed=problem.seed, max_macs=max_macs)[0]
+        return search(task, grid, seed=problem.seed, max_macs=max_macs, max_params=max_params,
+                      study=study)[0]  # fmt: skip
     except Incompatible as e:  # nothing is as cheap as that
         raise Skipped(str(e)) from None
 
 
 def _clone(
-    problem: Problem, task: Task, grid: Grid, chosen: Candidate, epochs: int
+    problem: Problem, task: Task, grid: Grid, chosen: Candidate, epochs: int | None
 ) -> tuple[Manifest, dict]:
     return make_clone(task, grid, chosen, Recipe(default_name(task.classes), epochs, problem.seed))
 
