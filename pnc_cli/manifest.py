@@ -199,6 +199,7 @@ class Candidate(_Strict):
     fit: float  # share of the cut features' variance that the adapter explains
     parameters: Natural
     macs: Natural
+    bytes: Natural
 
 
 class Plan(_Strict):

@@ -48,6 +48,7 @@ def clone(
     share: o.Shares = None,
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
+    max_bytes: o.MaxBytes = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The clone's name. Default: from its classes.")
     ] = None,
@@ -98,7 +99,7 @@ def clone(
     with report.progress() as progress:
         from ..method.clone import Recipe, make_clone
         from ..method.grid import make_grid
-        from ..method.search import make_plan
+        from ..method.search import Budget, make_plan
         from ..method.task import default_name
 
         task = request.load(report, progress)
@@ -113,8 +114,7 @@ def clone(
                 grid,
                 seed=seed,
                 shares=share,
-                max_macs=max_macs,
-                max_params=max_params,
+                budget=Budget(max_macs, max_params, max_bytes),
                 progress=progress,
             )
             chosen = found.candidates[found.chosen]

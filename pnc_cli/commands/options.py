@@ -63,6 +63,22 @@ MaxParams = Annotated[
 ]
 
 
+def size(text: str) -> int:
+    """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``."""
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if not found or found[2].removesuffix("b") + "b" * bool(found[2]) not in units:
+        raise typer.BadParameter(f"'{text}' is not a size such as 3000000, 3MB or 2.5MiB")
+    return int(float(found[1]) * units[found[2].removesuffix("b") + "b" * bool(found[2])])
+
+
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bytes", parser=size, metavar="SIZE", help="Most bytes of tensors to ship: 3MB."
+    ),
+]
+
 Shares = Annotated[
     list[float] | None,
     typer.Option(

@@ -45,6 +45,7 @@ def search(
     share: o.Shares = None,
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
+    max_bytes: o.MaxBytes = None,
     top: Annotated[int, typer.Option("--top", help="Candidates to print (0: all).", min=0)] = 10,
     limit: o.Limit = 100,
     no_originals: o.NoOriginals = False,
@@ -80,7 +81,7 @@ def search(
     )  # fmt: skip
     with report.progress() as progress:
         from ..method.grid import make_grid
-        from ..method.search import make_plan
+        from ..method.search import Budget, make_plan
 
         task = request.load(report, progress)
         if data is None:
@@ -93,8 +94,7 @@ def search(
             grid,
             seed=seed,
             shares=share,
-            max_macs=max_macs,
-            max_params=max_params,
+            budget=Budget(max_macs, max_params, max_bytes),
             progress=progress,
         )
     document = canonical_json(plan)

@@ -32,7 +32,6 @@ class Branch:
     adapter: Adapter
     modulation: dict[str, Tensor]
     module: Module  # with the modulation folded in
-    copied: dict[str, Tensor]  # the module's tensors as the source has them
     kept: dict[str, ModuleTensor]
     macs: int  # per image, adapter and module
     parameters: int
@@ -60,7 +59,6 @@ def make_branch(
     module, kept = localize(task, dense, slices, cut, candidate.share, seed)
     [adapter] = fit_adapters(task, tap, [cut], taps, [cuts], grid.kernel(tap, cut), ROWS)
     macs = adapter.macs + module_macs(grid, cut, dense, module, cuts[:1])
-    copied = {n: t.clone() for n, t in module.part.state_dict().items()}
     parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
 
     exact = tap.name == INPUT  # nothing is lost between an image and itself
@@ -81,7 +79,7 @@ def make_branch(
     module = copy.deepcopy(module)
     fold(module.part, modulation)
     parameters += sum(t.numel() for t in modulation.values())
-    return Branch(adapter, modulation, module, copied, kept, macs, parameters, epochs)
+    return Branch(adapter, modulation, module, kept, macs, parameters, epochs)
 
 
 def localize(

@@ -20,6 +20,7 @@ from ..manifest import (
     Manifest,
     Measured,
     Method,
+    ModuleTensor,
 )  # fmt: skip
 from ..manifest import (
     Adapter as AdapterInfo,
@@ -27,10 +28,11 @@ from ..manifest import (
 from ..manifest import (
     Join as JoinInfo,
 )
-from ..network.branch import features_of, mean_logit
-from ..network.build import TORCH_DTYPES
+from ..network.branch import features_of, mean_logit, slice_tensor
+from ..network.build import TORCH_DTYPES, Network, read_tensors
 from ..network.join import Join
 from ..network.modulation import PREFIX, layers_of
+from ..patch import open_checkpoint
 from .branch import make_branch
 from .features import source_features, target_features
 from .grid import Grid
@@ -87,7 +89,9 @@ def make_clone(
         **branch.adapter.state_dict(),
         **{PREFIX + n: t for n, t in branch.modulation.items()},
     }
-    tensors = _raw({"adapter": learned, "join": join.state_dict(), "module": branch.copied})
+    tensors = _raw(
+        {"adapter": learned, "join": join.state_dict(), "module": copied(task.source, branch.kept)}
+    )
     manifest = Manifest(
         schema=CLONE_SCHEMA,
         name=recipe.name,
@@ -135,6 +139,14 @@ def fit_join(task: Task, grid: Grid, evidence: Sequence[Tensor], fit: Tensor) ->
     if task.old:
         return fit_gaussian(torch.cat([target_pre, pre], dim=1), task.ids[fit], task.old, task.new)
     return fit_one_sided(pre, z_t, z_b, mean_logit(grid.source, grid.head))
+
+
+def copied(source: Network, kept: dict[str, ModuleTensor]) -> dict[str, Tensor]:
+    """The module's tensors, sliced out of the source's file: its very numbers, in its types."""
+    checkpoint = open_checkpoint(source.path)
+    wanted = {n: checkpoint.weights[n] for n in kept}
+    tensors = read_tensors(checkpoint.path, checkpoint.header, wanted)
+    return {n: slice_tensor(t, kept[n]) for n, t in tensors.items()}
 
 
 def _measure(task: Task, join: Join, evidence: Sequence[Tensor], source_logits: Tensor) -> Measured:

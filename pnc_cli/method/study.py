@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ..network.branch import Module, mean_logit, module_after
 from ..network.channels import weight_cells
 from ..network.graph import INPUT, Position
 from ..network.join import GaussianGate
-from ..network.modulation import fold
+from ..network.modulation import fold, identity
 from .adapter import exact_input, ridge
 from .features import BATCH, localised_features, source_features, target_features
 from .grid import Grid
@@ -134,41 +135,44 @@ class Study:
         dense, _ = self.modules[cut.name]
         fold(module.part, fit_modulation(dense, module, kept, self.cuts[cut.name][fit], seen))
 
-    def largest_share(
-        self, candidate: Candidate, max_macs: float | None, max_params: float | None
-    ) -> float:
-        """The share of the candidate's module that budgets (shares of the target's) leave room for."""
-        adapter, grid = self.adapters[candidate.tap, candidate.cut], self.grid
-        own = sum(p.numel() for p in adapter.parameters())
-        rooms = [1.0]
-        if max_macs is not None:
-            room = max_macs * sum(grid.target.macs.values()) - adapter.macs
-            rooms.append(room / max(candidate.macs - adapter.macs, 1))
-        if max_params is not None:
-            room = max_params * self.task.target.parameters - own
-            rooms.append(room / max(candidate.parameters - own, 1))
-        return max(round(min(rooms) - 0.005, 2), SMALLEST) if min(rooms) < 1.0 else 1.0
+    def largest_share(self, candidate: Candidate, room: Amounts) -> float:
+        """The share of the candidate's module that is left ``room`` for."""
+        beside = self._beside(candidate.tap, candidate.cut)
+        shares = [(limit - fixed) / max(whole - fixed, 1)
+                  for limit, fixed, whole in zip(room, beside, Amounts.of(candidate))]  # fmt: skip
+        return 1.0 if min(shares) >= 1.0 else max(round(min(shares) - 0.005, 2), SMALLEST)
 
     def _candidate(self, tap: Position, cut: Position, module: Module, share: float) -> Candidate:
         adapter = self.adapters[tap.name, cut.name]
         pre, z_b = run_module(module, self.taps[tap.name], adapter)
         scores, fit = self._judge(pre, z_b)
         dense, _ = self.modules[cut.name]
-        macs = adapter.macs + module_macs(self.grid, cut, dense, module, self.cuts[cut.name][:1])
+        adds = self._beside(tap.name, cut.name) + Amounts(
+            module_macs(self.grid, cut, dense, module, self.cuts[cut.name][:1]),
+            sum(p.numel() for p in module.parameters()),
+            sum(t.numel() * t.element_size() for t in module.part.state_dict().values()),
+        )
         if scores is None:
             worth = fit
         else:
             worth = (scores.branch + fit) / 2 if scores.average is None else scores.average
-        worth -= PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
+        worth -= PRICE * math.log2(1 + adds.macs / max(sum(self.grid.target.macs.values()), 1))
         return Candidate(
             tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),
             branch_accuracy=scores and rounded(scores.branch),
             joint_accuracy=scores and rounded(scores.joint),
             average_accuracy=scores and rounded(scores.average),
-            locality=scores and rounded(scores.locality),
-            fit=round(fit, 6), macs=macs,
-            parameters=sum(p.numel() for m in (adapter, module) for p in m.parameters()),
+            locality=scores and rounded(scores.locality), fit=round(fit, 6), **adds._asdict(),
         )  # fmt: skip
+
+    def _beside(self, tap: str, cut: str) -> Amounts:
+        """What a clone of the pair adds beside its module: adapter, modulation and join."""
+        adapter, (module, _) = self.adapters[tap, cut], self.modules[cut]
+        width = self.target_pre.shape[1] + self.reference.shape[1]
+        join = (width + 1) * (self.task.old + self.task.new) if self.task.old else width
+        numbers = join + sum(p.numel() for p in adapter.parameters())
+        numbers += sum(t.numel() for t in identity(module.part).values())
+        return Amounts(adapter.macs + join, numbers, 4 * numbers)
 
     def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
         """Figures on the held-out images, and the share of the pre-logits' variance explained."""
@@ -192,6 +196,21 @@ class Study:
             )
         z_new = gate(target_pre, pre, z_t, z_b)
         return score(z_t[held], z_new[held], task.label_index[held]), explained
+
+
+class Amounts(NamedTuple):
+    """What something adds to the target: MACs per image, parameters, and bytes of tensors."""
+
+    macs: float
+    parameters: float
+    bytes: float
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> Amounts:
+        return cls(candidate.macs, candidate.parameters, candidate.bytes)
+
+    def __add__(self, other: Amounts) -> Amounts:
+        return Amounts(*(a + b for a, b in zip(self, other)))
 
 
 def module_macs(grid: Grid, cut: Position, dense: Module, module: Module, example: Tensor) -> int:

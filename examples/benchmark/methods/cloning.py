@@ -19,7 +19,7 @@ from pnc_cli.errors import Incompatible
 from pnc_cli.manifest import Candidate, Manifest
 from pnc_cli.method.clone import Recipe, make_clone
 from pnc_cli.method.grid import Grid, make_grid
-from pnc_cli.method.search import search
+from pnc_cli.method.search import Budget, search
 from pnc_cli.method.study import Study
 from pnc_cli.method.task import Task, default_name, gather
 from pnc_cli.patch import eject, inject
@@ -104,25 +104,18 @@ def _study(problem: Problem, task: Task, grid: Grid) -> Study:
     return study
 
 
-def _budgets(variant: Variant, task: Task, grid: Grid) -> tuple[float | None, float | None]:
-    """The most MACs and parameters that may be added, as shares of the target's."""
+def _budget(variant: Variant, task: Task, grid: Grid) -> Budget:
+    """The most that may be added."""
     if variant.of_pair is None:
-        return variant.max_macs, variant.max_params
+        return Budget(variant.max_macs, variant.max_params)
     macs = sum(grid.source.macs.values()) / sum(grid.target.macs.values())
-    return variant.of_pair * macs, variant.of_pair * task.source.parameters / task.target.parameters
+    parameters = task.source.parameters / task.target.parameters
+    return Budget(variant.of_pair * macs, variant.of_pair * parameters)
 
 
-def _search(
-    problem: Problem,
-    task: Task,
-    grid: Grid,
-    study: Study,
-    max_macs: float | None,
-    max_params: float | None,
-) -> Candidate:
+def _search(problem: Problem, task: Task, grid: Grid, study: Study, budget: Budget) -> Candidate:
     try:
-        return search(task, grid, seed=problem.seed, max_macs=max_macs, max_params=max_params,
-                      study=study)[0]  # fmt: skip
+        return search(task, grid, seed=problem.seed, budget=budget, study=study)[0]
     except Incompatible as e:  # nothing is as cheap as that
         raise Skipped(str(e)) from None
 
@@ -141,7 +134,7 @@ class Shared:
 
 def _shared(problem: Problem, make: Callable, *args: Any) -> Shared:
     """``make(problem, *args)``, once a seed."""
-    plain = (str, int, float, tuple, type(None), Candidate)
+    plain = (str, int, float, tuple, type(None), Candidate, Budget)
     key = (make, *(a if isinstance(a, plain) else id(a) for a in args))  # what has an id stays
     if key in problem.cache:
         return Shared(*problem.cache[key])
