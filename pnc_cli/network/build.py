@@ -263,7 +263,7 @@ def _check_shapes(path, weights: Weights, identity: Identity, classes: int, size
     try:
         with without_memory():
             model = _create(str(path), identity.architecture, classes, size, identity.model_args)
-    except NotImplementedError:  # some architectures compute while they are built
+    except (NotImplementedError, BadInput):  # with memory it may work: older timms compute here
         return
     expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     _compare(path, identity, expected, {n: t.shape for n, t in weights.items()})

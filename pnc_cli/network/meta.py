@@ -22,9 +22,11 @@ class _Unfilled(TorchFunctionMode):
     FILLS = {"normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_", "copy_"}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.FILLS:
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        tensor = args[0] if args else kwargs.get("tensor")
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            if name in self.FILLS:
                 return tensor
+            if name in ("item", "tolist"):  # older timms compute rates of stochastic depth so
+                return getattr(torch.zeros(tensor.shape, device="cpu"), name)()
         return func(*args, **kwargs)
