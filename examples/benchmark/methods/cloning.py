@@ -49,9 +49,7 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
         )
         task, grid = given.made
         study = _shared(problem, _study, task, grid)
-        found = _shared(
-            problem, _search, task, grid, study.made, variant.max_macs, variant.max_params
-        )
+        found = _shared(problem, _search, task, grid, study.made, _budget(variant, task, grid))
         clone = _shared(problem, _clone, task, grid, found.made, variant.epochs)
         shared += given.saved + study.saved + found.saved + clone.saved
         manifest, tensors = clone.made
