@@ -1,11 +1,12 @@
 """Local(.): the share of the source's channels that the clone classes need.
 
 Channels are judged on localised samples: clone images, and neighbours of them with random patches
-masked.  What a set S of channels gives to the layers that read it is, per reader with weights W
-and inputs a, the energy  E |sum_{j in S} W_j a_j|^2 = r' G r  with  G = (W'W) * E[a a'] and r the
-indicator of S.  Channels are removed one by one, each time the one that leaves the least energy
-missing, so channels that cancel or repeat each other go together.  How much a group of channels
-may lose is settled by its sensitivity: how far the source's answers for the clone classes move
+masked.  What is missing without a set of channels is counted in two ways (``contributions.py``):
+the energy that it gives to the layers that read it, and how far it moves the answers for the clone
+classes.  Energy alone knows nothing of what later layers ignore, and answers alone are blind where
+they are sure of themselves, so the sum is taken.  Channels are removed one by one, each time the
+one that leaves the least missing, so channels that cancel or repeat each other go together.  How
+much a group of channels may lose is settled by its sensitivity: how far the answers really move
 when half of the group is masked.  Weights are copied, never trained.
 """
 
@@ -24,11 +25,12 @@ from ..manifest import Kept, ModuleTensor
 from ..network.branch import Module, resize
 from ..network.channels import Group, kept_indices, prunable_groups, shrink_graph
 from ..network.flow import Site
+from .contributions import energies, movements
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
-SAMPLES = 256  # localised samples that sensitivities are measured on
-ROWS = 60_000  # of a reader's input that its second moments are taken from
+SAMPLES = 256  # localised samples that answers are looked at on
+CURVED = 3.0  # weight of the answers' movement beside the energy's
 TOLERANCE = 1e-3  # between the masked dense module and the pruned one, relative
 
 
@@ -38,7 +40,7 @@ class Ranked:
 
     group: Group
     order: np.ndarray  # (n,) first to go first
-    missing: np.ndarray  # (n + 1,) share of the readers' energy missing after 0..n removals
+    missing: np.ndarray  # (n + 1,) what is missing after 0..n removals
     sensitivity: float  # damage to the answers per unit missing
 
 
@@ -47,14 +49,13 @@ def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
     groups = prunable_groups(module.part, features[:2])
     if not groups:
         return []
-    grams = _grams(module, features, {r for g in groups for r in g.readers})
-    totals = {r: max(g.sum().item(), 1e-12) for r, g in grams.items()}
     some = features[:: max(1, len(features) // SAMPLES)]
     answers = _answers(module, some)
     ranked = []
-    for g in groups:
-        energy = sum(_within(grams[r], g.sites[r, 1]) / totals[r] for r in g.readers)
-        order, missing = greedy_order(energy)
+    for g, energy, movement in zip(
+        groups, energies(module, features, groups), movements(module, some, groups)
+    ):
+        order, missing = greedy_order(_unit_trace(energy) + CURVED * _unit_trace(movement))
         half = np.ones(g.size, dtype=bool)
         half[order[: g.size // 2]] = False
         with masked(module.part, [(g, half)]):
@@ -201,46 +202,8 @@ def _agrees(module: Module, pruned: Module, chosen, example: Tensor) -> bool:
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-6))
 
 
-@torch.no_grad()
-def _grams(module: Module, features: Tensor, readers: set[str]) -> dict[str, Tensor]:
-    """G = (W'W) * E[a a'] of each reader, (C, C) in float64."""
-    moments: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
-    per_batch = max(1, ROWS // max(1, -(-len(features) // 64)))
-
-    def watch(name: str, channel_axis: int):
-        def hook(m, args) -> None:  # noqa: ANN001
-            a = args[0].movedim(channel_axis, -1).flatten(0, -2)
-            a = a[:: max(1, len(a) // per_batch)]
-            moments[name] = moments.get(name, 0) + (a.T @ a).double()
-            rows[name] = rows.get(name, 0) + len(a)
-
-        return hook
-
-    handles = []
-    for name in sorted(readers):
-        m = module.part.get_submodule(name.removesuffix(".weight"))
-        axis = 1 if m.weight.ndim > 2 else -1
-        handles.append(m.register_forward_pre_hook(watch(name, axis)))
-    try:
-        for part in batches(len(features), 64):
-            module(features[part].clone())
-    finally:
-        for handle in handles:
-            handle.remove()
-    state = module.part.state_dict()
-    grams = {}
-    for name in readers:
-        w = state[name].double().transpose(0, 1).flatten(1)  # (C, O k k)
-        grams[name] = ((w @ w.T) * moments[name] / rows[name]).cpu()
-    return grams
-
-
-def _within(gram: Tensor, indices: np.ndarray) -> np.ndarray:
-    """The Gram matrix of a group's channels, each standing at m indices of the reader."""
-    n, m = indices.shape
-    flat = torch.from_numpy(indices.ravel())
-    return gram[flat][:, flat].reshape(n, m, n, m).sum((1, 3)).numpy()
+def _unit_trace(gram: np.ndarray) -> np.ndarray:
+    return gram / max(float(np.trace(gram)), 1e-30)
 
 
 @torch.no_grad()
