@@ -85,14 +85,15 @@ def select(
     module: Module, ranked: list[Ranked], share: float, cells: dict[str, int]
 ) -> list[tuple[Group, np.ndarray]]:
     """Channels to keep, as (group, (n,) bool), so that at most ``share`` of the module stays: of
-    its parameters and of its MACs (``cells``: see ``weight_cells``).
+    its parameters and of its MACs (``cells``: see ``weight_cells``; of its parameters alone if
+    there are none).
 
     Step by step the group loses channels whose removal costs least for what it saves of that of
     the two which is over.
     """
     tensors = {n: list(t.shape) for n, t in module.part.state_dict().items()}
     removed = [0] * len(ranked)
-    while weight := _prices(module, tensors, cells, share):
+    while weight := prices(module, tensors, cells, share):
         best, best_price = None, np.inf
         for i, r in enumerate(ranked):
             step = max(1, r.group.size // STEPS)
@@ -217,7 +218,7 @@ def _divergence(expected: Tensor, found: Tensor) -> float:
     return F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
 
 
-def _prices(
+def prices(
     module: Module, tensors: dict[str, list[int]], cells: dict[str, int], share: float
 ) -> dict[str, float]:
     """What a number of each tensor costs, as a share of the whole module: of its parameters and of
