@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from .scenario import Scenario, load
 
 REMOVED = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 TESTED = 250  # test images of a class
+TOO_LARGE = 0.02  # share by which a choice may miss its size; beyond it there is no figure
 
 Measure = Callable[[Chosen], float]  # the share that is left
 
@@ -60,7 +62,12 @@ def rows_of(scenario: Scenario, seed: int) -> Iterator[tuple[tuple[str, str], li
     rng = np.random.default_rng(seed)
     chance = [rng.random(g.size) for g in groups]
     weight = [magnitude(module, g) for g in groups]
+    inside = [len(writers(module, g)) == 1 for g in groups]  # not what residual blocks add up
     whole = accuracy(module, [], images, label)
+
+    def inner(scores: list[np.ndarray]) -> tuple[list[Group], list[np.ndarray]]:
+        return list(compress(groups, inside)), list(compress(scores, inside))
+
     for counted, cells in (
         ("parameters", {}),
         ("parameters and MACs, half each", weight_cells(module.part, features[:1])),
@@ -70,14 +77,20 @@ def rows_of(scenario: Scenario, seed: int) -> Iterator[tuple[tuple[str, str], li
         rows = {
             "local criterion": ours,
             "magnitude, of all layers": [over_all(groups, weight, 1 - r, left) for r in REMOVED],
-            "magnitude, of each layer": [of_each(groups, weight, 1 - r, left) for r in REMOVED],
-            "random": [of_each(groups, chance, 1 - r, left) for r in REMOVED],
+            "magnitude, inside blocks": [of_each(*inner(weight), 1 - r, left) for r in REMOVED],
+            "random, inside blocks": [of_each(*inner(chance), 1 - r, left) for r in REMOVED],
             "magnitude, as many of each layer as ours": [as_many(weight, o) for o in ours],
             "random, as many of each layer as ours": [as_many(chance, o) for o in ours],
         }
         yield (counted, "all channels"), [whole] * len(REMOVED)
         for row, choices in rows.items():
-            yield (counted, row), [accuracy(module, c, images, label) for c in choices]
+            yield (
+                (counted, row),
+                [
+                    accuracy(module, c, images, label) if left(c) <= 1 - r + TOO_LARGE else np.nan
+                    for r, c in zip(REMOVED, choices)
+                ],
+            )
 
 
 def setting(scenario: Scenario, seed: int) -> tuple[Module, Tensor, Tensor, Tensor]:
@@ -116,13 +129,18 @@ def size_of(module: Module, cells: dict[str, int]) -> Measure:
 
 def magnitude(module: Module, group: Group) -> np.ndarray:
     """L2 norm of the weights that write each channel (n,), the mean of a layer being 1."""
-    state, squares = module.part.state_dict(), np.zeros(group.size)
-    for (tensor, axis), indices in group.sites.items():
-        if axis == 0 and state[tensor].ndim > 1:
-            rows = state[tensor].double().flatten(1).square().sum(1).numpy()
-            squares += rows[indices].sum(1)
+    squares = np.zeros(group.size)
+    for name, weight in writers(module, group).items():
+        rows = weight.double().flatten(1).square().sum(1).numpy()
+        squares += rows[group.sites[name, 0]].sum(1)
     norms = np.sqrt(squares)
     return norms / max(norms.mean(), 1e-12)
+
+
+def writers(module: Module, group: Group) -> dict[str, Tensor]:
+    """The weights of layers that write the channels of ``group``."""
+    state = module.part.state_dict()
+    return {t: state[t] for t, axis in group.sites if axis == 0 and state[t].ndim > 1}
 
 
 def of_each(groups: list[Group], scores: list[np.ndarray], share: float, left: Measure) -> Chosen:
@@ -174,7 +192,8 @@ a class that channels are chosen on. Made by `python -m examples.benchmark.pruni
 
 The *local criterion* is pnc's, layers' shares included. Magnitude is the L2 norm of the weights
 that write a channel: *of all layers*, relative to the layer's mean, the least first (Torch-Pruning's
-default); or the same share *of each layer*. The last two rows take over the layers' shares that the
+default). *Inside blocks* means the same share of each layer, but of what residual blocks add up
+nothing, which is kinder than to remove of it too (a dash where so much cannot go). The last two rows take over the layers' shares that the
 local criterion found, so they lack only its choice within a layer.
 """
 
@@ -188,7 +207,9 @@ def table(title: str, runs: list[dict[tuple[str, str], list[float]]]) -> str:
                       "|---" * (len(REMOVED) + 1) + "|"]  # fmt: skip
             last = counted
         figures = np.array([run[counted, row] for run in runs])
-        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(figures.mean(0), figures.std(0))]
+        cells = [
+            f"{m:.3f} ± {s:.3f}" if m == m else "-" for m, s in zip(figures.mean(0), figures.std(0))
+        ]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
