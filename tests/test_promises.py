@@ -169,6 +169,25 @@ def test_3_it_holds_for_a_pruned_module_too(made, tmp_path):
     assert any(k["axis"] == 0 and len(k["indices"]) < RESNET["channels"][3] for k in inner)
 
 
+SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": [2, 2],
+        "num_heads": [3, 6]}  # fmt: skip
+
+
+def test_3_it_holds_for_heads_and_windows_too_and_the_patched_file_runs(made, pair, tmp_path):
+    source = make_network("swin_tiny_patch4_window7_224", 3, seed=5, **SWIN)
+    save_checkpoint(tmp_path / "s.safetensors", source, "swin_tiny_patch4_window7_224",
+                    ["blue", *pair.new], **SWIN)  # fmt: skip
+    ran = pnc_forked("clone", "s.safetensors", made.target, "--data", made.train, "-o", "c.safetensors",
+                     "--share", "0.4", "--tap", "maxpool", "--cut", "layers.0", *QUICK, cwd=tmp_path)  # fmt: skip
+    assert ran.code == 0, ran.err
+    manifest = check_module_is_the_sources(tmp_path / "c.safetensors", tmp_path / "s.safetensors")
+    assert any(k["axis"] == 1 and len(k["indices"]) < 48
+               for b in (0, 1) for k in manifest["module"][f"layers.1.blocks.{b}.attn.proj.weight"]["kept"])  # fmt: skip
+    inject(made.target, [tmp_path / "c.safetensors"], tmp_path / "p.safetensors")
+    z = pnc_cli.load(tmp_path / "p.safetensors")(preprocess(probe_images(2, (3, 32, 32), seed=3)))
+    assert z.shape == (2, 5) and bool(z.isfinite().all())
+
+
 # 4 ----------------------------------------------------------------------------------------------
 
 
