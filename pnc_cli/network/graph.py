@@ -33,9 +33,10 @@ class Trace(Outline):
     known: dict[str, object]  # by node, values that follow from the batch size alone
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
+def trace(model: nn.Module, input_size: tuple[int, int, int], seen: Outline | None = None) -> Trace:
     """Traces an eval-mode network for images of ``input_size`` (C, H, W).
 
+    ``seen`` is what :func:`~pnc_cli.network.tape.observe` says of it, where that is known.
     Raises ``Incompatible`` when the architecture cannot be traced.
     """
     graph, tracer = trace_graph(model, input_size)
@@ -45,7 +46,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     )
     known = known_values(small.values, large.values)
     depends = image_dependent(graph, known)
-    seen = observe(model, input_size)
+    seen = seen or observe(model, input_size)
     return Trace(
         root=model,
         positions=tuple(_positions(seen, graph, tracer, small.values, depends)),
@@ -115,11 +116,18 @@ class _run(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph, input_size, batch: int) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self.values: dict[str, object] = {}
-        self.run(torch.zeros(batch, *input_size, device=device_of(model)))
+        self.device = device_of(model)  # the graph may name that of the network that was traced
+        self.run(torch.zeros(batch, *input_size, device=self.device))
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple, dict]:
+        here = super().fetch_args_kwargs_from_env(n)
+        return fx.node.map_aggregate(
+            here, lambda a: self.device if isinstance(a, torch.device) else a
+        )
 
     def run_node(self, n: fx.Node):
         out = super().run_node(n)
-        self.values[n.name] = Shape(out.shape) if isinstance(out, Tensor) else out
+        self.values[n.name] = Shape(tuple(out.shape)) if isinstance(out, Tensor) else out
         return out
 
 
@@ -146,5 +154,5 @@ def _positions(
             alive.append(n)
         if alive == [n] and (names := returned.get(n)):
             p = known.get(names[0])
-            if p is not None and values[n.name] == (SMALL, *p.layout.shape):
+            if p is not None and Shape((SMALL, *p.layout.shape)) == values[n.name]:
                 yield replace(p, name=names[0], aliases=tuple(names[1:]), node=n.name)

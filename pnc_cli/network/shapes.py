@@ -27,7 +27,7 @@ def on_shapes(model: nn.Module, run: Callable[[nn.Module], T]) -> T:
     with torch.no_grad():
         try:
             with _Shortcuts():
-                return run(twin(model))
+                return run(model if _is_blank(model) else twin(model))
         except Exception:  # what operations without data raise has no common type
             return run(model)
 
@@ -47,6 +47,11 @@ def twin(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.LSTM):
             module.forward = partial(_lstm, module)
     return copied
+
+
+def _is_blank(model: nn.Module) -> bool:
+    slow = any(isinstance(m, nn.LSTM) for m in model.modules())
+    return device_of(model).type == "meta" and not slow
 
 
 def device_of(model: nn.Module) -> torch.device:

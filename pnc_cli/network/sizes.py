@@ -16,8 +16,11 @@ from torch import Tensor, fx
 SMALL, LARGE = 2, 3  # the batch sizes that are compared
 
 
-class Shape(tuple):
+@dataclass(frozen=True)
+class Shape:
     """Stands for a tensor of this shape."""
+
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def _fold(a: object, b: object) -> object:
     if isinstance(a, torch.device):
         return Device()
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
-        if a == b and all(isinstance(v, int) for v in a):
+        if all(isinstance(v, int) for v in (*a, *b)) and a == b:
             return a
         return tuple(_fold(v, w) for v, w in zip(a, b))
     if isinstance(a, slice) and isinstance(b, slice):

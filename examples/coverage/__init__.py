@@ -1,0 +1,1 @@
+"""What pnc can do with each architecture of timm's registry."""
