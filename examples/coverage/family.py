@@ -15,12 +15,23 @@ from .structure import Structure
 PARTNER = Small("test_resnet", 32)  # the other network of each pair
 SHARE = 0.6  # of the source that is kept, where its channels can be told apart
 SMALLER = {  # families without a small network, made small
-    "beit": {"depth": 4},
-    "deepseek_vit": {"depth": 4},
-    "gemma4_vit": {"depth": 4},
-    "qwen3_vit": {"depth": 4},
-    "vision_transformer_sam": {"depth": 4, "global_attn_indexes": (1, 3)},
-}
+    "beit": {"depth": 3, "embed_dim": 96, "num_heads": 3},
+    "davit": {"embed_dims": [32, 64, 128, 256], "num_heads": [1, 2, 4, 8]},
+    "deepseek_vit": {"depth": 2},
+    "gemma4_vit": {"depth": 3},
+    "hiera": {"embed_dim": 24},
+    "hieradet_sam2": {"embed_dim": 24},
+    "naflexvit": {"depth": 3, "embed_dim": 96, "num_heads": 3},
+    "qwen3_vit": {"depth": 3},
+    "swin_transformer": {"embed_dim": 24},
+    "swin_transformer_v2": {"embed_dim": 24},
+    "swin_transformer_v2_cr": {"embed_dim": 24},
+    "twins": {"embed_dims": [16, 32, 64, 128], "num_heads": [1, 2, 4, 8]},
+    "vgg": {"mlp_ratio": 0.02},
+    "vision_transformer_hybrid": {"depth": 2},
+    "vision_transformer_sam": {"depth": 4, "embed_dim": 96, "num_heads": 3, "global_attn_indexes": [1, 3]},
+}  # fmt: skip
+LARGE = 20_000_000  # parameters of a network that is run without pruning
 
 
 @dataclass(frozen=True)
@@ -60,13 +71,14 @@ def run_family(structures: Sequence[Structure], family: str) -> Family:
             partner = save_network(PARTNER, Path(folder, "partner.safetensors"), seed=1)
         except Exception as e:
             return Family(**found, target=_reason(e), source=_reason(e))
+        found["parameters"] = ours.stat().st_size // 4
+        share = SHARE if found["parameters"] < LARGE else 1.0
         for role, pair in (("target", (partner, ours)), ("source", (ours, partner))):
             try:
-                made: Pair = run_pair(*pair, Path(folder), share=SHARE)
+                made: Pair = run_pair(*pair, Path(folder), share=share)
                 found |= {"taps": made.taps} if role == "target" else {"pruned": made.pruned}
             except Exception as e:
                 found[role] = _reason(e)
-        found["parameters"] = ours.stat().st_size // 4
     return Family(**found, seconds=round(time.process_time() - start, 1))
 
 
