@@ -177,3 +177,24 @@ class Branches(TwoLayers):
 def test_a_network_that_cannot_be_traced_is_incompatible():
     with pytest.raises(Incompatible, match="Branches cannot be traced"):
         trace(Branches().eval(), (3, 10, 10))
+
+
+class Table(TwoLayers):
+    """Has a constant that is computed from a buffer which no checkpoint holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)) * self.table.flip(0))
+
+
+def test_a_part_holds_no_tensor_that_the_checkpoint_has_not():
+    model, x = Table().eval(), torch.rand(2, 3, 10, 10)
+    for _ in range(2):  # tracing leaves nothing behind that changes the next trace
+        tr = trace(model, (3, 10, 10))
+        out = next(reversed(tr.graph.nodes)).args[0].name
+        part = part_after(tr, tr.position("conv"), [out])
+        assert set(part.state_dict()) == {"fc.weight", "fc.bias"}
+        assert torch.equal(part(model.conv(x))[0], model(x))

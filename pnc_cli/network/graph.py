@@ -90,7 +90,13 @@ def part_after(tr: Trace, position: Position, outputs: list[str]) -> fx.GraphMod
     part.output(tuple(value(by_name[o]) for o in outputs))
     _drop_dead(part)
     part.lint()
-    return fx.GraphModule(tr.root, part)
+    module = fx.GraphModule(tr.root, part)
+    own = tr.root.state_dict().keys()
+    for name, constant in list(module.named_buffers()):
+        if name not in own:  # computed from the architecture, not read from its checkpoint
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner).register_buffer(leaf, constant, persistent=False)
+    return module
 
 
 _PURE = {getattr, operator.getitem, operator.eq, operator.ne, operator.floordiv, operator.mul}

@@ -134,6 +134,8 @@ def trace_graph(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[fx.
         for name, p in list(inspect.signature(model.forward).parameters.items())[1:]
         if p.default is not inspect.Parameter.empty
     }
+    for name in [n for n in vars(model) if n.startswith("_tensor_constant")]:
+        delattr(model, name)  # FX left it there in an earlier trace, and numbers on from it
     try:
         tracer = Tracer()
         return tracer.trace(model, concrete_args=defaults or None), tracer
