@@ -122,6 +122,8 @@ class Method(_Strict):
     share: float  # of the module's channels kept
     images_per_class: dict[Label, Natural]
     original_images: Natural
+    # other clones that the join was recalibrated with, at injection
+    recalibrated_with: list[Label] = msgspec.field(default_factory=list)
 
 
 class Measured(_Strict):

@@ -84,11 +84,11 @@ def test_very_few_images_still_give_a_finite_gate(per_class):
     assert 0.05 <= gate.calibration[0] <= 5
 
 
-def one_sided(clear, mean_logit=True):
+def one_sided(clear, mean_logit=True, sources=5):
     """A gate fitted to 400 clone images whose evidence is ``clear`` higher than the target's."""
     z_t, z_b, pre = noise(400, 5), noise(400, 3, seed=1) + clear, noise(400, 4, seed=2)
     known = (torch.zeros(4), torch.tensor(0.0)) if mean_logit else None
-    gate = fit_one_sided(pre, z_t, z_b, known)
+    gate = fit_one_sided(pre, z_t, z_b, known, (5, sources))
     return gate, gate.gate(None, pre, z_t, z_b)
 
 
@@ -103,6 +103,12 @@ def test_as_many_originals_would_be_taken_as_clone_images_are_given_up_but_for_c
     gate, g = one_sided(1.0)
     mirrored = 2 * gate.offset - g
     assert 0 < (mirrored > 0).sum() < (g < 0).sum()
+
+
+def test_a_source_of_many_classes_must_be_surer():
+    """The clone classes of a network of 1,000 classes are above its mean logit by more."""
+    (_, few), (_, many) = one_sided(6.0), one_sided(6.0, sources=1000)
+    assert (many < 0).sum() > (few < 0).sum()
 
 
 def test_where_levels_cannot_be_compared_a_known_share_of_clone_images_passes():

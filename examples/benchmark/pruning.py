@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pnc_cli.data import batches, choose, load_images, normalize, open_images
 from pnc_cli.method.features import localised_features
-from pnc_cli.method.localize import masked, prices, rank_channels, select
+from pnc_cli.method.localize import masked, rank_channels, select
 from pnc_cli.network.branch import Module, classifier_names, find_head, module_after
 from pnc_cli.network.build import load_network
 from pnc_cli.network.channels import Chosen, Group, weight_cells
@@ -70,7 +70,7 @@ def rows_of(scenario: Scenario, seed: int) -> Iterator[tuple[tuple[str, str], li
 
     for counted, cells in (
         ("parameters", {}),
-        ("parameters and MACs, half each", weight_cells(module.part, features[:1])),
+        ("parameters and MACs, both", weight_cells(module.part, features[:1])),
     ):
         left = size_of(module, cells)
         ours = [select(module, ranked, 1 - r, cells) for r in REMOVED]
@@ -113,16 +113,23 @@ def setting(scenario: Scenario, seed: int) -> tuple[Module, Tensor, Tensor, Tens
 
 
 def size_of(module: Module, cells: dict[str, int]) -> Measure:
-    """How much of the module a choice leaves, as ``select`` counts it."""
+    """How much of the module a choice leaves, as ``select`` counts it: the larger of its shares of
+    the parameters and of the MACs (of the parameters alone without ``cells``)."""
     shapes = {n: list(t.shape) for n, t in module.part.state_dict().items()}
-    price = prices(shapes, cells)
+
+    def amounts(sizes: dict[str, list[int]]) -> np.ndarray:
+        numbers = {n: float(np.prod(s)) for n, s in sizes.items()}
+        macs = sum(v * cells.get(n, 0) for n, v in numbers.items())
+        return np.array([sum(numbers.values()), macs])
+
+    whole = np.maximum(amounts(shapes), 1.0)
 
     def left(chosen: Chosen) -> float:
         sizes = {n: list(s) for n, s in shapes.items()}
         for group, stay in chosen:
             for (tensor, axis), indices in group.sites.items():
                 sizes[tensor][axis] -= int((~stay).sum()) * indices.shape[1]
-        return sum(float(np.prod(s)) * price[n] for n, s in sizes.items())
+        return (amounts(sizes) / whole).max()
 
     return left
 

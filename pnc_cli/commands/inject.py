@@ -26,6 +26,18 @@ def inject(
         list[str] | None,
         typer.Option("--rename", help="Inject a class under another label: old=new (repeatable)."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Recalibrate all clones together on these images of every class "
+            "(folder or .tar): joins change, modules do not.",
+        ),
+    ] = None,  # fmt: skip
+    limit: o.Limit = 100,
+    skip_bad: o.SkipBad = False,
+    seed: o.Seed = 0,
     force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -36,19 +48,37 @@ def inject(
 
     Next: pnc eval patched.safetensors --data DATA
     """
+    from ..checkpoint.atomic import check_output
     from ..patch import inject as inject_clones
 
     report = Report("inject", as_json=as_json, quiet=quiet)
     target = o.checkpoint(target, "TGT")
     for path in clones:
         o.existing(path, "CLONE")
-    patched = inject_clones(target, clones, output, rename=o.renames(rename), force=force)
+    names = o.renames(rename)
+    gain = None
+    if data is None:
+        patched = inject_clones(target, clones, output, rename=names, force=force)
+    else:
+        check_output(output, force=force, inputs=[target, *clones])
+        with report.progress() as progress:
+            from ..data import open_images
+            from ..recalibrate import inject_together
+
+            patched, gain = inject_together(
+                target, clones, output, open_images(data), limit=limit or None, seed=seed,
+                rename=names, skip_bad=skip_bad, force=force, progress=progress,
+            )  # fmt: skip
+        report.note(
+            f"recalibrated together: mean negative log-likelihood {gain.before:.3f} -> {gain.after:.3f}"
+        )
     labels = [label for c in patched.clones for label in c.labels]
     report.result(
         {
             "output": str(output),
             "target_sha256": patched.target_sha256,
             "clones": [{"name": c.name, "classes": c.labels} for c in patched.clones],
+            "recalibrated": gain and {"before": gain.before, "after": gain.after},
         },
         f"{output}: {len(patched.clones[0].target.label_names)} original classes"
         f" + {', '.join(labels)}  (clones: {', '.join(c.name for c in patched.clones)})",

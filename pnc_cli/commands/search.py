@@ -40,6 +40,10 @@ def search(
             "--output", "-o", help="Write the plan here, for pnc clone --plan; - is stdout."
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw accuracy against cost here (.png, .svg or .pdf)."),
+    ] = None,
     tap: o.Taps = None,
     cut: o.Cuts = None,
     share: o.Shares = None,
@@ -69,12 +73,16 @@ def search(
     """
     from ..checkpoint.atomic import Outputs, check_output
     from ..manifest import canonical_json, to_plain
+    from ..plot import check_plot, draw_plan
 
     report = Report("search", as_json=as_json, quiet=quiet)
     source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
     to_stdout = output is not None and str(output) == "-"
     if output is not None and not to_stdout:
         check_output(output, force=force, inputs=[source, target])
+    if plot is not None:
+        check_plot(plot)
+        check_output(plot, force=force, inputs=[source, target])
     request = Request(
         source, target, classes or [], data, limit,
         not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args, target_args,
@@ -98,12 +106,16 @@ def search(
             progress=progress,
         )
     document = canonical_json(plan)
+    with Outputs(force=force, inputs=[source, target]) as outputs:
+        if output is not None and not to_stdout:
+            outputs.open(output).write(document)
+        if plot is not None:
+            draw_plan(plan, outputs.open(plot), plot.suffix)
+    if plot is not None:
+        report.note(f"drawn in {plot}")
     if to_stdout:
         sys.stdout.write(document.decode("utf-8"))
         return
-    if output is not None:
-        with Outputs(force=force, inputs=[source, target]) as outputs:
-            outputs.open(output).write(document)
     report.result({"plan": to_plain(plan)}, _text(plan, top))
     if output is not None:
         report.note(

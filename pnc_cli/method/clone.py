@@ -138,7 +138,7 @@ def fit_join(task: Task, grid: Grid, evidence: Sequence[Tensor], fit: Tensor) ->
     target_pre, pre, z_t, z_b = (t[fit] for t in evidence)
     if task.old:
         return fit_gaussian(torch.cat([target_pre, pre], dim=1), task.ids[fit], task.old, task.new)
-    return fit_one_sided(pre, z_t, z_b, mean_logit(grid.source, grid.head))
+    return fit_one_sided(pre, z_t, z_b, mean_logit(grid.source, grid.head), task.levels)
 
 
 def copied(source: Network, kept: dict[str, ModuleTensor]) -> dict[str, Tensor]:

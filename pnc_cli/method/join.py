@@ -27,22 +27,39 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     gate = GaussianGate(features.shape[1], old, new)
     sizes = torch.bincount(classes, minlength=old + new)
     if sizes.min() > 1:  # an only image of its class cannot be left out
-        fold = _folds(classes)
-        held_out = torch.zeros(len(classes), dtype=torch.float64)
-        for k in range(FOLDS):
-            fit = fold != k
-            weight, bias = discriminant(features[fit], classes[fit], old + new)
-            s = features[~fit].double() @ weight.T + bias
-            held_out[~fit] = s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
-        gate.calibration.copy_(_logistic(held_out, classes >= old, (1.0 / sizes)[classes]))
+        g = left_out(features, classes, old, new, FOLDS)
+        gate.calibration.copy_(_logistic(g, classes >= old, (1.0 / sizes)[classes]))
     weight, bias = discriminant(features, classes, old + new)
     gate.weight.copy_(weight)
     gate.bias.copy_(bias)
     return gate
 
 
+def left_out(features: Tensor, classes: Tensor, old: int, new: int, folds: int) -> Tensor:
+    """g before calibration (N,), of each image by Gaussians that have not seen its fold."""
+    fold, g = _folds(classes, folds), torch.zeros(len(classes), dtype=torch.float64)
+    for k in range(folds):
+        fit = fold != k
+        weight, bias = discriminant(features[fit], classes[fit], old + new)
+        s = features[~fit].double() @ weight.T + bias
+        g[~fit] = s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
+    return g
+
+
+def gate_of_others(features: Tensor, classes: Tensor, old: int, new: int) -> Tensor:
+    """g (N,) of images as a gate tells it that was fitted to the other half of them, calibrated."""
+    g = left_out(features, classes, old, new, 2)
+    sizes = torch.bincount(classes, minlength=old + new).clamp(min=1)
+    slope, offset = _logistic(g, classes >= old, (1.0 / sizes)[classes])
+    return (slope * g + offset).float()
+
+
 def fit_one_sided(
-    branch_pre: Tensor, z_t: Tensor, z_b: Tensor, mean_logit: tuple[Tensor, Tensor] | None
+    branch_pre: Tensor,
+    z_t: Tensor,
+    z_b: Tensor,
+    mean_logit: tuple[Tensor, Tensor] | None,
+    classes: tuple[int, int],
 ) -> OneSidedGate:
     """A gate from clone images (N, ...) alone.
 
@@ -52,13 +69,15 @@ def fit_one_sided(
     that is kept counts ``CAUTION`` times a clone image that is recognised.
 
     ``mean_logit`` are weight (D,) and bias () of the mean of the source's logits, where they are
-    linear in its pre-logits.  Where they are not, the two networks' levels cannot be compared,
+    linear in its pre-logits; ``classes`` how many target and source have: to be as sure, a network
+    of C classes needs a logit that is higher by log(C - 1).  Where they are not linear, the two networks' levels cannot be compared,
     and the gate lets all but ``REJECTED`` of the clone images pass.
     """
     gate = OneSidedGate(branch_pre.shape[1])
     if mean_logit is not None:
         gate.mean_weight.copy_(mean_logit[0])
-        gate.mean_bias.copy_(mean_logit[1])
+        of_target, of_source = (math.log(max(c - 1, 1)) for c in classes)
+        gate.mean_bias.copy_(mean_logit[1] + of_source - of_target)
     e = gate.gate(branch_pre, branch_pre, z_t, z_b).double()  # the target's pre-logits are not read
     if mean_logit is None:
         gate.offset.fill_(-torch.quantile(e, REJECTED).item())
@@ -106,12 +125,12 @@ def discriminant(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor,
     return weight, bias
 
 
-def _folds(classes: Tensor) -> Tensor:
+def _folds(classes: Tensor, folds: int) -> Tensor:
     """Fold of each image, every class spread evenly over the folds."""
     fold = torch.zeros_like(classes)
     for c in classes.unique():
         index = (classes == c).nonzero()[:, 0]
-        fold[index] = torch.arange(len(index)) % FOLDS
+        fold[index] = torch.arange(len(index)) % folds
     return fold
 
 

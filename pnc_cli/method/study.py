@@ -21,12 +21,11 @@ from ..network.adapter import Adapter
 from ..network.branch import Module, mean_logit, module_after
 from ..network.channels import weight_cells
 from ..network.graph import INPUT, Position
-from ..network.join import GaussianGate
 from ..network.modulation import fold, identity
 from .adapter import exact_input, ridge
 from .features import BATCH, localised_features, source_features, target_features
 from .grid import Grid
-from .join import discriminant, fit_one_sided
+from .join import fit_one_sided, gate_of_others
 from .localize import Ranked, prune, rank_channels, select
 from .modulation import fit_modulation
 from .probe import probe_images
@@ -82,9 +81,9 @@ class Study:
     def score_pairs(self, progress: Progress = no_progress) -> list[Candidate]:
         """Every pair with all its channels; asked again, what was found before.
 
-        With images the score is the mean accuracy on original and clone classes (without original
-        images: the mean of the branch's and the share of the variance of the source's pre-logits
-        that survives), less the ``PRICE`` of the added MACs.  Without images it is that share, on
+        With images the score is the mean accuracy on original and clone classes, averaged with the
+        mean probability of the right class, which is less noisy (without original images: the
+        branch's, averaged with the share of the variance of the source's pre-logits that survives), less the ``PRICE`` of the added MACs.  Without images it is that share, on
         generated ones.
         """
         if self.pairs:
@@ -155,7 +154,11 @@ class Study:
         if scores is None:
             worth = fit
         else:
-            worth = (scores.branch + fit) / 2 if scores.average is None else scores.average
+            worth = (
+                (scores.branch + fit) / 2
+                if scores.average is None
+                else (scores.average + scores.soft) / 2
+            )
         worth -= PRICE * math.log2(1 + adds.macs / max(sum(self.grid.target.macs.values()), 1))
         return Candidate(
             tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),
@@ -175,7 +178,8 @@ class Study:
         return Amounts(adapter.macs + join, numbers, 4 * numbers)
 
     def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
-        """Figures on the held-out images, and the share of the pre-logits' variance explained."""
+        """Figures on images that the join has not seen, and the share of the pre-logits' variance
+        explained, on held-out ones."""
         task, reference = self.task, self.reference
         held, fit = task.judged, ~task.held_out
         rest = (pre[held] - reference[held]).square().sum()
@@ -184,16 +188,13 @@ class Study:
         if not bool(task.is_new.any()):
             return None, explained
         target_pre, pre, z_t, z_b = (t.cpu() for t in (self.target_pre, pre, self.z_t, z_b))
-        if task.old:
-            features = torch.cat([target_pre, pre], dim=1)
-            gate = GaussianGate(features.shape[1], task.old, task.new)
-            weight, bias = discriminant(features[fit], task.ids[fit], task.old + task.new)
-            gate.weight.copy_(weight)
-            gate.bias.copy_(bias)
-        else:
-            gate = fit_one_sided(
-                pre[fit], z_t[fit], z_b[fit], mean_logit(self.grid.source, self.grid.head)
-            )
+        if task.old:  # each half is judged by a gate fitted to the other: twice the images
+            g = gate_of_others(torch.cat([target_pre, pre], dim=1), task.ids, task.old, task.new)
+            z_new = (g + z_t.logsumexp(1))[:, None] + z_b.log_softmax(1)
+            return score(z_t, z_new, task.label_index), explained
+        gate = fit_one_sided(
+            pre[fit], z_t[fit], z_b[fit], mean_logit(self.grid.source, self.grid.head), task.levels
+        )
         z_new = gate(target_pre, pre, z_t, z_b)
         return score(z_t[held], z_new[held], task.label_index[held]), explained
 

@@ -66,6 +66,11 @@ class Task:
         return torch.tensor(table)[self.ids]
 
     @property
+    def levels(self) -> tuple[int, int]:
+        """How many classes target and source have."""
+        return self.target.ref.num_classes, self.source.ref.num_classes
+
+    @property
     def columns(self) -> list[int]:
         """The clone classes among the source's logits."""
         return [c.source_index for c in self.classes]

@@ -1,0 +1,62 @@
+"""A picture of a plan: what each candidate gives for what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import UsageError
+from .manifest import Plan
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def check_plot(path: Path) -> None:
+    """Refuses what could not be drawn, before any work is done.  Raises ``UsageError``."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {', '.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
+        ) from None
+
+
+def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
+    """Draws accuracy against added MACs, the frontier and the choice marked, into ``file``.
+
+    ``kind`` is one of ``FORMATS``.
+    """
+    from matplotlib.figure import Figure
+
+    from .method.search import frontier, worth
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    share = [c.macs / plan.target_macs for c in plan.candidates]
+    axes.scatter(share, [worth(c) for c in plan.candidates], s=14, color="0.7", label="candidates")
+    best = frontier(plan.candidates)
+    axes.plot([c.macs / plan.target_macs for c in best], [worth(c) for c in best],
+              "o-", ms=4, color="tab:blue", label="nothing as cheap is better")  # fmt: skip
+    for c in best:
+        axes.annotate(f"{c.tap} → {c.cut}, {c.share:g}", (c.macs / plan.target_macs, worth(c)),
+                      xytext=(4, -9), textcoords="offset points", fontsize=6)  # fmt: skip
+    chosen = plan.candidates[plan.chosen]
+    axes.plot(chosen.macs / plan.target_macs, worth(chosen), "*", ms=14, color="tab:red",
+              label=f"chosen: {chosen.tap} → {chosen.cut}, share {chosen.share:g}")  # fmt: skip
+    axes.set_xlabel("MACs added, of the target's")
+    axes.set_ylabel(_axis(plan))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(file, format=kind.lower().lstrip("."), dpi=150)
+
+
+def _axis(plan: Plan) -> str:
+    if plan.data == "generated":
+        return "share of the source's pre-logits that survives"
+    return (
+        "average accuracy, held-out images"
+        if plan.original_images
+        else "branch accuracy, held-out clone images"
+    )
