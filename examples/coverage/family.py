@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .pair import Pair, run_pair
+from .pair import run_pair
 from .small import Small, save_network, smallest_size
 from .structure import Structure
 
 PARTNER = Small("test_resnet", 32)  # the other network of each pair
-SHARE = 0.6  # of the source that is kept, where its channels can be told apart
 SMALLER = {  # families without a small network, made small
     "beit": {"depth": 3, "embed_dim": 96, "num_heads": 3},
     "davit": {"embed_dims": [32, 64, 128, 256], "num_heads": [1, 2, 4, 8]},
@@ -31,7 +30,6 @@ SMALLER = {  # families without a small network, made small
     "vision_transformer_hybrid": {"depth": 2},
     "vision_transformer_sam": {"depth": 4, "embed_dim": 96, "num_heads": 3, "global_attn_indexes": [1, 3]},
 }  # fmt: skip
-LARGE = 20_000_000  # parameters of a network that is run without pruning
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,10 @@ class Family:
     model: str
     size: int = 0
     parameters: int = 0
-    taps: int = 0
+    taps: int = 0  # each of which was recorded
+    cut: str = "-"  # the middle one, where it was cut as a source
     target: str = "yes"
     source: str = "yes"
-    pruned: float = 0.0  # share of the copied parameters left out, ``SHARE`` of the work being kept
     seconds: float = 0.0
 
 
@@ -72,15 +70,14 @@ def run_family(structures: Sequence[Structure], family: str) -> Family:
         except Exception as e:
             return Family(**found, target=_reason(e), source=_reason(e))
         found["parameters"] = ours.stat().st_size // 4
-        share = SHARE if found["parameters"] < LARGE else 1.0
         for role, pair in (("target", (partner, ours)), ("source", (ours, partner))):
             try:
-                made: Pair = run_pair(*pair, Path(folder), share=share)
-                found |= {"taps": made.taps} if role == "target" else {"pruned": made.pruned}
+                made = run_pair(*pair, Path(folder))
+                found |= {"taps": made.taps} if role == "target" else {"cut": made.cut}
             except Exception as e:
                 found[role] = _reason(e)
     return Family(**found, seconds=round(time.process_time() - start, 1))
 
 
 def _reason(e: Exception) -> str:
-    return f"{type(e).__name__}: {e}".splitlines()[0]
+    return " ".join(f"{type(e).__name__}: {e}".split())[:300]

@@ -32,7 +32,7 @@ from pnc_cli.patch import eject, inject, open_checkpoint
 
 from .structure import middle
 
-PER_CLASS = 4
+PER_CLASS = 2
 NEW = {"new-a": 0, "new-b": 2}  # labels of the clone classes, and their places in the source
 
 

@@ -15,7 +15,7 @@ from pnc_cli.network.tape import observe
 
 from .structure import CLASSES, blank_network
 
-SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def save_network(small: Small, path: Path, *, seed: int = 0) -> Path:
                 value.uniform_(0.5, 1.5)
             elif value.is_floating_point():  # weights that begin as zeros hide what comes before
                 value.add_(torch.randn_like(value), alpha=0.02)
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path)
+    save_file({n: t.clone().contiguous() for n, t in model.state_dict().items()}, path)
     document = {
         "architecture": small.name, "num_classes": CLASSES,
         "label_names": [f"{path.stem}-{k}" for k in range(CLASSES)], "model_args": small.model_args,

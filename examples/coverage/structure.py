@@ -67,7 +67,7 @@ def describe(name: str) -> Structure:
     try:
         _describe(name, found)
     except Exception as e:  # the report lists what fails, whatever it is
-        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         found.setdefault("target", reason)
         found.setdefault("source", reason)
     return Structure(**found, seconds=round(time.process_time() - start, 2))

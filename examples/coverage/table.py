@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import timm
 import torch
 
-from .family import SHARE, Family
+from .family import Family
 from .structure import Structure
 
 
@@ -32,13 +32,12 @@ def table(structures: Sequence[Structure], families: Sequence[Family]) -> str:
         f"network each with real weights, cloned, injected, run and ejected with every promise "
         f"checked: {ran[0]} as target, {ran[1]} as source ([families.jsonl](families.jsonl)).",
         "",
-        "Taps and cuts: of the network that was run, and of its family (least to most). Prunable: "
-        "the share of the parameters after the middle cut that can be removed, median of the "
-        f"family. Pruned: the share that was removed to keep {SHARE:g} of the work. Seconds: "
-        "processor time of both runs.",
+        "Taps: of the network that was run, each of which was recorded, and of the family's names. "
+        "Cuts: of the family's names. Prunable: the share of the parameters after the middle cut "
+        "that can be removed, median of the family. Seconds: processor time of both runs.",
         "",
-        "| family | names | network that was run | target | source | taps | cuts | prunable | pruned | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| family | names | network that was run | target | source | taps | cuts | prunable | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
         "## Not both target and source",
@@ -54,7 +53,7 @@ def _row(f: Family, of: Sequence[Structure]) -> str:
     cells = [
         f.family, str(len(of)), f"{f.model}, {f.size} px", f.target, f.source,
         f"{f.taps} ({_span([s.taps for s in able])})", _span([s.cuts for s in able]),
-        f"{prunable[len(prunable) // 2]:.2f}" if prunable else "-", f"{f.pruned:.2f}",
+        f"{prunable[len(prunable) // 2]:.2f}" if prunable else "-",
         f"{f.seconds:.1f}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
