@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import RESNET, make_network
 
+from examples.benchmark import pruning
 from pnc_cli.manifest import ModuleTensor
 from pnc_cli.method.localize import greedy_order, masked, prune, rank_channels, select
 from pnc_cli.method.neighbourhood import neighbourhood
@@ -131,6 +132,23 @@ def test_the_classifiers_rows_and_the_pre_logits_are_never_removed():
     assert not any(t.startswith("fc.") for g in groups for t, _ in g.sites)
     assert slices["fc.weight"] == ModuleTensor(kept=slices["fc.bias"].kept)
     assert slices["fc.weight"].kept[0].indices == [1, 3]
+
+
+def test_rivals_are_pruned_to_the_same_size():
+    _, module, _, features = whole("resnet18", **RESNET)
+    ranked = rank_channels(module, features)
+    groups = [r.group for r in ranked]
+    weight = [pruning.magnitude(module, g) for g in groups]
+    left = pruning.size_of(module, {})
+    ours = select(module, ranked, 0.5, {})
+    for chosen in (
+        ours,
+        pruning.over_all(groups, weight, 0.5, left),
+        pruning.of_each(groups, weight, 0.5, left),
+    ):
+        assert 0.45 < left(chosen) <= 0.5
+    for (_, mine), (_, theirs) in zip(ours, pruning.as_many(weight, ours)):
+        assert mine.sum() == theirs.sum()
 
 
 def test_a_neighbour_moves_and_masks_the_same_things_at_any_size():
