@@ -53,8 +53,8 @@ def search(
     """The candidates, best first; those over the budget are left out.
 
     All pairs are scored with all their channels; then a short list, the best and those that
-    nothing cheaper beats, with each of ``shares`` (default, where there are images: all, the
-    largest share within the budget, and ``SHARES`` below it) and the adapter's modulation.
+    nothing cheaper beats, with each of ``shares`` (default, where there are images: all, or the
+    largest that the budget may leave room for, and ``SHARES`` below) and the adapter's modulation.
     ``study`` is one made of the same task, grid and seed before, which saves its work.
     """
     study = study or Study.of(task, grid, seed, progress)
@@ -67,8 +67,8 @@ def search(
         listed = short_list(hopeful)
         for done, candidate in enumerate(listed):
             progress("scoring shares", done, len(listed))
-            most = study.largest_share(candidate, room)
-            tried = shares or sorted({most, *(s for s in SHARES if s < most)})
+            most = study.largest_shares(candidate, room)
+            tried = shares or sorted({*most, *(s for s in SHARES if s < max(most))})
             found = [c for c in found if (c.tap, c.cut) != (candidate.tap, candidate.cut)]
             found += study.score_shares(candidate, tried)
         progress("scoring shares", len(listed), len(listed))

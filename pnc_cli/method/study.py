@@ -134,12 +134,16 @@ class Study:
         dense, _ = self.modules[cut.name]
         fold(module.part, fit_modulation(dense, module, kept, self.cuts[cut.name][fit], seen))
 
-    def largest_share(self, candidate: Candidate, room: Amounts) -> float:
-        """The share of the candidate's module that is left ``room`` for."""
+    def largest_shares(self, candidate: Candidate, room: Amounts) -> set[float]:
+        """The share of the candidate's module that each limit of ``room`` leaves by itself.
+
+        A module pruned for its MACs loses parameters too, so the larger ones may keep to all.
+        """
         beside = self._beside(candidate.tap, candidate.cut)
         shares = [(limit - fixed) / max(whole - fixed, 1)
-                  for limit, fixed, whole in zip(room, beside, Amounts.of(candidate))]  # fmt: skip
-        return 1.0 if min(shares) >= 1.0 else max(round(min(shares) - 0.005, 2), SMALLEST)
+                  for limit, fixed, whole in zip(room, beside, Amounts.of(candidate))
+                  if limit < math.inf]  # fmt: skip
+        return {1.0 if s >= 1.0 else max(round(s - 0.005, 2), SMALLEST) for s in shares} or {1.0}
 
     def _candidate(self, tap: Position, cut: Position, module: Module, share: float) -> Candidate:
         adapter = self.adapters[tap.name, cut.name]
