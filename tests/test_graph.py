@@ -69,6 +69,20 @@ def test_the_same_for_families_that_timm_has_no_test_model_of(architecture):
     check_every_part(model, trace(model, (3, 224, 224)), (3, 224, 224), step=4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture, size, cut, model_args", [
+    ("gemma4_vit_167m", 96, "encoder.blocks.1", {"depth": 3}),
+    ("davit_tiny", 64, "stages.2.blocks.1.0.cpe2", {"embed_dims": [32, 64, 128, 256]}),
+    ("mvitv2_tiny", 64, "stages.1.blocks.0", {}),
+    ("pvt_v2_b0", 64, "stages.1.blocks.0", {}),
+])  # fmt: skip
+def test_the_same_for_networks_that_carry_sizes_along(architecture, size, cut, model_args):
+    model = make_network(architecture, 5, size=size, **model_args)
+    tr = trace(model, (3, size, size))
+    assert tr.position(cut).name
+    check_every_part(model, tr, (3, size, size), step=2)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_position_has_the_layout_of_what_is_recorded_there(architecture):
     model, tr = traced(architecture, **ARCHITECTURES[architecture])
@@ -198,3 +212,49 @@ def test_a_part_holds_no_tensor_that_the_checkpoint_has_not():
         part = part_after(tr, tr.position("conv"), [out])
         assert set(part.state_dict()) == {"fc.weight", "fc.bias"}
         assert torch.equal(part(model.conv(x))[0], model(x))
+
+
+class Grows(TwoLayers):
+    """Makes a table from the batch's size and its device before the cut, and uses it after."""
+
+    def forward(self, x):
+        ones = self.fc.weight.new_ones(x.shape[0], 4) * (2 * x.shape[0])
+        return self.fc(self.conv(x).mean((2, 3)) * ones.to(x.device))
+
+
+def test_what_follows_from_the_batch_size_need_not_be_alive_at_a_cut():
+    model = Grows().eval()
+    tr = trace(model, (3, 10, 10))
+    out = next(reversed(tr.graph.nodes)).args[0].name
+    part = part_after(tr, tr.position("conv"), [out])
+    for count in (1, 5):
+        x = torch.rand(count, 3, 10, 10)
+        assert torch.equal(part(model.conv(x))[0], model(x))
+
+
+class Fills(TwoLayers):
+    """Writes what it has seen into a table made from the batch's size."""
+
+    def forward(self, x):
+        table = self.fc.weight.new_zeros(x.shape[0], 4)
+        table.select(1, 0).copy_(x.mean((1, 2, 3)))
+        return self.fc(self.conv(x).mean((2, 3)) + table)
+
+
+def test_what_the_image_is_written_into_is_alive():
+    assert [p.name for p in trace(Fills().eval(), (3, 10, 10)).positions] == ["input", "fc"]
+
+
+class AsksForSizes(TwoLayers):
+    def forward(self, x):
+        if x.ndim != 4 or x.shape[0] == 0:
+            raise ValueError("expected a batch of images")
+        ones = torch.ones(x.shape[0], 4, device=x.device)
+        return self.fc(self.conv(x).mean((2, 3)) * ones)
+
+
+def test_a_network_may_ask_for_the_sizes_of_its_images():
+    model, x = AsksForSizes().eval(), torch.rand(2, 3, 10, 10)
+    tr = trace(model, (3, 10, 10))
+    out = next(reversed(tr.graph.nodes)).args[0].name
+    assert torch.equal(part_after(tr, tr.position("conv"), [out])(model.conv(x))[0], model(x))

@@ -25,6 +25,7 @@ from pnc_cli.network.shapes import Unfilled
 from pnc_cli.network.tape import observe
 
 CLASSES = 5
+SMALL_ENOUGH = 30_000_000  # parameters of a network whose prunable channels are looked for
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Structure:
     macs: int = 0  # per image
     taps: int = 0
     cuts: int = 0
-    prunable: float | None = None  # share of the parameters after the middle cut
+    prunable: float | None = None  # share of the parameters after the middle cut; None: not looked
     target: str = "yes"
     source: str = "yes"
     seconds: float = 0.0
@@ -89,8 +90,10 @@ def _describe(name: str, found: dict) -> None:
     head = find_head(traced, classifier)
     possible = cuts(traced, head)
     part = part_after(traced, middle(possible), [head.pre, head.logits])
-    example = torch.zeros(2, *middle(possible).layout.shape, device="meta")
-    found |= {"cuts": len(possible), "prunable": prunable_share(part, example), "source": "yes"}
+    found |= {"cuts": len(possible), "source": "yes"}
+    if found["parameters"] < SMALL_ENOUGH:
+        example = torch.zeros(2, *middle(possible).layout.shape, device="meta")
+        found["prunable"] = prunable_share(part, example)
 
 
 def middle(positions: list[Position]) -> Position:

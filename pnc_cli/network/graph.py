@@ -152,7 +152,8 @@ def _positions(
     nodes = list(graph.nodes)
     order = {n: i for i, n in enumerate(nodes)}
     returned = {nodes[0]: [INPUT], **tracer.names(values)}
-    last_use = {n: max((order[u] for u in n.users), default=-1) for n in nodes}
+    needy = depends | {nodes[-1]}  # what asks for a size alone can ask any tensor of the batch
+    last_use = {n: max((order[u] for u in n.users if u in needy), default=-1) for n in nodes}
     alive: list[fx.Node] = []
     for i, n in enumerate(nodes[:-1]):
         alive = [a for a in alive if last_use[a] > i]

@@ -89,9 +89,17 @@ _FILLS = {
 class _Shortcuts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
         shortcut = _SHORTCUTS.get(func)
-        if shortcut is not None and args[0].is_meta:
+        if shortcut is not None and args[0].is_meta and args[0].is_floating_point():
             return shortcut(*args)
+        if func in _BINARY and _one_shape(*args):
+            return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
+
+
+def _one_shape(a: object, b: object, *_: object) -> bool:
+    """Whether a binary operation gives something like ``a``."""
+    floats = isinstance(a, Tensor) and a.is_meta and a.is_floating_point()
+    return floats and (not isinstance(b, Tensor) or a.shape == b.shape)
 
 
 def _normalised(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,9 +110,14 @@ _SHORTCUTS = {
     aten.native_layer_norm.default: _normalised,
     aten.native_batch_norm.default: _normalised,
     aten._native_batch_norm_legit_no_training.default: _normalised,
-    aten.gelu.default: torch.empty_like,
+    aten.gelu.default: lambda x, *_: torch.empty_like(x),
+    aten._safe_softmax.default: lambda x, *_: torch.empty_like(x),
+    aten._softmax.default: lambda x, *_: torch.empty_like(x),
     aten.addmm.default: lambda bias, x, weight: x.new_empty(len(x), weight.shape[1]),
 }
+
+
+_BINARY = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 
 
 def _lstm(lstm: nn.LSTM, x: Tensor) -> tuple[Tensor, None]:
