@@ -35,7 +35,8 @@ def make_grid(
     """All pairs of block positions, or of the positions named.
 
     A pair whose tap is coarser than its cut is left out: what the tap has averaged away cannot
-    be had back.  ``input`` is paired with ``input`` alone: an image is not a feature map.
+    be had back.  ``input`` is paired with ``input`` alone, whatever their sizes: an image is not
+    a feature map, and there is nothing finer.
     """
     seen = observe(target.model, target.input_size)
     tr_s = trace(source.model, source.input_size)
@@ -53,7 +54,7 @@ def make_grid(
         if (tap.name == INPUT) == (cut.name == INPUT)
         and tap.layout.kind != "NC"
         and (cut.layout.kind != "NC" or tap.layout.grid[0] <= 16)
-        and _finer(tap, cut)
+        and (tap.name == INPUT or _finer(tap, cut))
     ]
     if taps and cut_names:
         pairs = [(tap, cut) for tap in t for cut in s]
