@@ -7,6 +7,7 @@ from test_graph import ARCHITECTURES, POSITIONS, SIZE, traced
 from torch import nn
 
 from pnc_cli.errors import Incompatible
+from pnc_cli.method.features import block_positions
 from pnc_cli.network.record import recording
 from pnc_cli.network.tape import observe
 
@@ -137,6 +138,46 @@ def test_a_network_that_does_not_run_on_its_images_is_refused():
     with pytest.raises(Incompatible, match=r"Small does not run .* \(1, 10, 10\)") as e:
         observe(Small().eval(), (1, 10, 10))
     assert "input_size" in e.value.hint
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).relu()
+
+
+class Encoder(nn.Module):
+    """Nearly all of a network, in one module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.encoder, self.fc = nn.Conv2d(3, 4, 1), Encoder(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.encoder(self.stem(x)).mean((2, 3)))
+
+
+def test_blocks_are_searched_inside_a_module_that_is_nearly_the_whole_network():
+    seen = observe(Wrapped().eval(), (3, 10, 10))
+    inside = ["encoder.blocks.0.conv", "encoder.blocks.0", "encoder.blocks.1.conv"]
+    assert [p.name for p in seen.positions] == ["input", "stem", *inside, "encoder", "fc"]
+    assert seen.position("encoder.blocks.1").name == "encoder"
+    searched = [p.name for p in block_positions(seen)]
+    assert searched == ["input", "stem", "encoder.blocks.0", "encoder", "fc"]
 
 
 def test_an_lstm_costs_its_weights_times_its_steps():

@@ -92,9 +92,10 @@ def block_positions(network: Outline) -> list[Position]:
     without any work in between (``bn1``, ``act1``, ``maxpool``).
     """
     named = {n: p for p in network.positions for n in (p.name, *p.aliases)}
-    starts: dict[str, float] = {}  # depth of the first position inside each
-    for p in reversed(network.positions):
-        starts |= dict.fromkeys(_parents(p.name), p.depth)
+    starts: dict[str, float] = {}  # the depth at which each module begins
+    for before, p in zip((0.0, *(p.depth for p in network.positions)), network.positions):
+        for parent in _parents(p.name):
+            starts.setdefault(parent, before)
 
     def is_block(name: str) -> bool:
         if name not in named or isinstance(network.root.get_submodule(name), CONTAINERS):

@@ -99,6 +99,7 @@ class Tape(TorchDispatchMode):
         self.born: list[int] = []
         self.last_use: list[int] = []
         self.returns: list[_Return] = []
+        self._latest: dict[int, _Return] = {}  # of each value
         self.calls: list[_Call] = []
         self.count: dict[str, int] = {}
         self.macs: dict[str, int] = {}
@@ -154,15 +155,18 @@ class Tape(TorchDispatchMode):
         value = self.value_of(found[0]) if len(found) == 1 else None
         if value is None or not call.name:
             return
-        within = self.returns[call.first :]
-        before = next((r for r in reversed(self.returns) if r.value == value), None)
-        if within and within[-1].value == value:
-            within[-1].names.append(call.name)
+        before = self._latest.get(value)
+        if len(self.returns) > call.first and self.returns[-1].value == value:
+            self.returns[-1].names.append(call.name)
         elif before and not layer and self.born[value] <= call.at:
             before.passed.append(call.name)
         else:
-            shape = tuple(found[0].shape)
-            self.returns.append(_Return(value, self.at, self.spent, shape, [call.name], []))
+            self.returned(value, found[0], call.name)
+
+    def returned(self, value: int, tensor: Tensor, name: str) -> None:
+        new = _Return(value, self.at, self.spent, tuple(tensor.shape), [name], [])
+        self.returns.append(new)
+        self._latest[value] = new
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
@@ -172,8 +176,7 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 def _tape(model: nn.Module, input_size: tuple[int, int, int]) -> Tape:
     with _taping(model, Tape()) as tape:
         x = torch.zeros(BATCH, *input_size, device=device_of(model))
-        first = tape.new(x, 0)
-        tape.returns.append(_Return(first, 0, 0, tuple(x.shape), [INPUT], []))
+        tape.returned(tape.new(x, 0), x, INPUT)
         tape.count[INPUT] = 1
         with tape:
             out = model(x)
