@@ -85,9 +85,10 @@ def test_it_runs_as_it_was_calibrated(made, two, together):
 
 
 def test_a_class_without_images_is_refused_by_name(made, two):
-    ran = pnc(
-        "inject", made.target, made.clone, "-o", "no.safetensors", "--data", str(two), cwd=two
-    )
+    (two / "few").mkdir()
+    for label in made.new:
+        (two / "few" / label).symlink_to(made.train / label)
+    ran = pnc("inject", made.target, made.clone, "-o", "no.safetensors", "--data", "few", cwd=two)
     assert ran.code == 3 and ran.out == ""
     assert f"no images of class '{made.old[0]}'" in ran.err and "every class" in ran.err
     assert not (two / "no.safetensors").exists()
