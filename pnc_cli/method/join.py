@@ -27,7 +27,10 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     gate = GaussianGate(features.shape[1], old, new)
     sizes = torch.bincount(classes, minlength=old + new)
     if sizes.min() > 1:  # an only image of its class cannot be left out
-        g = left_out(features, classes, old, new, FOLDS)
+        fold, g = _folds(classes), torch.zeros(len(classes), dtype=torch.float64)
+        for k in range(FOLDS):
+            weight, bias = discriminant(features[fold != k], classes[fold != k], old + new)
+            g[fold == k] = _log_odds(features[fold == k], weight, bias, old)
         gate.calibration.copy_(_logistic(g, classes >= old, (1.0 / sizes)[classes]))
     weight, bias = discriminant(features, classes, old + new)
     gate.weight.copy_(weight)
@@ -35,23 +38,25 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     return gate
 
 
-def left_out(features: Tensor, classes: Tensor, old: int, new: int, folds: int) -> Tensor:
-    """g before calibration (N,), of each image by Gaussians that have not seen its fold."""
-    fold, g = _folds(classes, folds), torch.zeros(len(classes), dtype=torch.float64)
-    for k in range(folds):
-        fit = fold != k
-        weight, bias = discriminant(features[fit], classes[fit], old + new)
-        s = features[~fit].double() @ weight.T + bias
-        g[~fit] = s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
-    return g
+def gate_elsewhere(
+    features: Tensor, classes: Tensor, fit: Tensor, judged: Tensor, old: int, new: int
+) -> Tensor:
+    """g (M,) of the images ``judged`` by Gaussians of the images ``fit``, masks (N,) both.
 
-
-def gate_of_others(features: Tensor, classes: Tensor, old: int, new: int) -> Tensor:
-    """g (N,) of images as a gate tells it that was fitted to the other half of them, calibrated."""
-    g = left_out(features, classes, old, new, 2)
-    sizes = torch.bincount(classes, minlength=old + new).clamp(min=1)
-    slope, offset = _logistic(g, classes >= old, (1.0 / sizes)[classes])
+    Slope and offset are those that suit the judged images best: two numbers, the same for every
+    candidate of a search, make sure that candidates are not told apart by their calibration.
+    """
+    weight, bias = discriminant(features[fit], classes[fit], old + new)
+    g = _log_odds(features[judged], weight, bias, old)
+    sizes = torch.bincount(classes[judged], minlength=old + new).clamp(min=1)
+    slope, offset = _logistic(g, classes[judged] >= old, (1.0 / sizes)[classes[judged]])
     return (slope * g + offset).float()
+
+
+def _log_odds(features: Tensor, weight: Tensor, bias: Tensor, old: int) -> Tensor:
+    """g (N,) before calibration."""
+    s = features.double() @ weight.T + bias
+    return s[:, old:].logsumexp(1) - s[:, :old].logsumexp(1)
 
 
 def fit_one_sided(
@@ -125,12 +130,12 @@ def discriminant(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor,
     return weight, bias
 
 
-def _folds(classes: Tensor, folds: int) -> Tensor:
+def _folds(classes: Tensor) -> Tensor:
     """Fold of each image, every class spread evenly over the folds."""
     fold = torch.zeros_like(classes)
     for c in classes.unique():
         index = (classes == c).nonzero()[:, 0]
-        fold[index] = torch.arange(len(index)) % folds
+        fold[index] = torch.arange(len(index)) % FOLDS
     return fold
 
 

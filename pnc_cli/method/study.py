@@ -25,7 +25,7 @@ from ..network.modulation import fold, identity
 from .adapter import exact_input, ridge
 from .features import BATCH, localised_features, source_features, target_features
 from .grid import Grid
-from .join import fit_one_sided, gate_of_others
+from .join import fit_one_sided, gate_elsewhere
 from .localize import Ranked, prune, rank_channels, select
 from .modulation import fit_modulation
 from .probe import probe_images
@@ -182,8 +182,7 @@ class Study:
         return Amounts(adapter.macs + join, numbers, 4 * numbers)
 
     def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
-        """Figures on images that the join has not seen, and the share of the pre-logits' variance
-        explained, on held-out ones."""
+        """Figures on the held-out images, and the share of the pre-logits' variance explained."""
         task, reference = self.task, self.reference
         held, fit = task.judged, ~task.held_out
         rest = (pre[held] - reference[held]).square().sum()
@@ -192,15 +191,15 @@ class Study:
         if not bool(task.is_new.any()):
             return None, explained
         target_pre, pre, z_t, z_b = (t.cpu() for t in (self.target_pre, pre, self.z_t, z_b))
-        if task.old:  # each half is judged by a gate fitted to the other: twice the images
-            g = gate_of_others(torch.cat([target_pre, pre], dim=1), task.ids, task.old, task.new)
-            z_new = (g + z_t.logsumexp(1))[:, None] + z_b.log_softmax(1)
-            return score(z_t, z_new, task.label_index), explained
-        gate = fit_one_sided(
-            pre[fit], z_t[fit], z_b[fit], mean_logit(self.grid.source, self.grid.head), task.levels
-        )
-        z_new = gate(target_pre, pre, z_t, z_b)
-        return score(z_t[held], z_new[held], task.label_index[held]), explained
+        if task.old:
+            features = torch.cat([target_pre, pre], dim=1)
+            g = gate_elsewhere(features, task.ids, fit, held, task.old, task.new)
+            z_new = (g + z_t[held].logsumexp(1))[:, None] + z_b[held].log_softmax(1)
+        else:
+            gate = fit_one_sided(pre[fit], z_t[fit], z_b[fit],
+                                 mean_logit(self.grid.source, self.grid.head), task.levels)  # fmt: skip
+            z_new = gate(target_pre[held], pre[held], z_t[held], z_b[held])
+        return score(z_t[held], z_new, task.label_index[held]), explained
 
 
 class Amounts(NamedTuple):
