@@ -132,7 +132,7 @@ def plan(**changes):
     def write(folder):
         candidate = {"tap": "layer1", "cut": "layer1", "share": 1.0, "score": 0, "branch_accuracy": None,
                      "joint_accuracy": None, "average_accuracy": None, "locality": None, "fit": 0,
-                     "parameters": 1, "macs": 1}  # fmt: skip
+                     "parameters": 1, "macs": 1, "bytes": 1}  # fmt: skip
         document = {
             "schema": "pnc.plan/1", "source_sha256": sha256(folder / "source.safetensors"),
             "target_sha256": sha256(folder / "target.safetensors"), "classes": ["yellow"], "data": "images",

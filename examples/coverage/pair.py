@@ -61,7 +61,7 @@ def run_pair(source_file: Path, target_file: Path, folder: Path, *, share: float
     [(tap, cut)] = grid.pairs
     candidate = Candidate(
         tap=tap.name, cut=cut.name, share=share, score=0, branch_accuracy=None, joint_accuracy=None,
-        average_accuracy=None, locality=None, fit=0, parameters=0, macs=0,
+        average_accuracy=None, locality=None, fit=0, parameters=0, macs=0, bytes=0,
     )  # fmt: skip
     manifest, tensors = make_clone(
         _generated_task(source, target), grid, candidate, Recipe("clone", epochs=0, seed=0)

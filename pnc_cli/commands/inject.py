@@ -78,7 +78,7 @@ def inject(
             "output": str(output),
             "target_sha256": patched.target_sha256,
             "clones": [{"name": c.name, "classes": c.labels} for c in patched.clones],
-            "recalibrated": gain and {"before": gain.before, "after": gain.after},
+            **({"recalibrated": {"before": gain.before, "after": gain.after}} if gain else {}),
         },
         f"{output}: {len(patched.clones[0].target.label_names)} original classes"
         f" + {', '.join(labels)}  (clones: {', '.join(c.name for c in patched.clones)})",

@@ -138,14 +138,38 @@ def trace_graph(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[fx.
         delattr(model, name)  # FX left it there in an earlier trace, and numbers on from it
     try:
         tracer = Tracer()
-        return tracer.trace(model, concrete_args=defaults or None), tracer
+        with _without_memory(model):
+            return tracer.trace(model, concrete_args=defaults or None), tracer
     except Exception as e:  # FX raises many kinds; all mean the same to the user
         reason = e
     try:
         tracer = _Shadowing(model, input_size)
-        return tracer.trace(model, concrete_args=defaults or None), tracer
+        with _without_memory(model):
+            return tracer.trace(model, concrete_args=defaults or None), tracer
     except Exception as e:
         raise Incompatible(
             f"the architecture {type(model).__name__} cannot be traced by torch.fx: {reason}",
             hint="use another architecture as the source",
         ) from e
+
+
+@contextlib.contextmanager
+def _without_memory(model: nn.Module) -> Iterator[None]:
+    """Empties the modules' dictionaries of remembered tensors (levit's attention biases) for a
+    trace: what they hold would be constants of the graph, and what is traced would stay in them."""
+    memories = [
+        memory
+        for m in model.modules()
+        for name, memory in vars(m).items()
+        if type(memory) is dict and not name.startswith("_")
+        if all(isinstance(v, Tensor) for v in memory.values())
+    ]
+    kept = [dict(memory) for memory in memories]
+    for memory in memories:
+        memory.clear()
+    try:
+        yield
+    finally:
+        for memory, before in zip(memories, kept):
+            memory.clear()
+            memory.update(before)
