@@ -178,6 +178,11 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+def spread(count: int, wanted: int) -> Tensor:
+    """Indices of ``wanted`` of ``count`` things in a row (at most all of them), evenly drawn."""
+    return torch.linspace(0, count - 1, min(wanted, count)).round().long()
+
+
 def _key(v: Preprocessing) -> tuple:
     return tuple(v.input_size), v.interpolation, v.crop_pct, v.crop_mode
 

@@ -38,11 +38,17 @@ class Evaluation:
 METRICS = tuple(f.name for f in fields(Evaluation) if f.name not in ("images", "per_class"))
 
 
-@torch.no_grad()
 def evaluate(
     model: PatchedModel, images: Images, *, progress: Progress = no_progress
 ) -> Evaluation:
     """Evaluates ``model`` on images of its classes."""
+    z, labels = answers(model, images, progress)
+    return from_logits(z, labels, model.target_classes, model.label_names)
+
+
+@torch.no_grad()
+def answers(model: PatchedModel, images: Images, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) of images of the model's classes, and their labels (N,) among them."""
     how = preprocessing_of(model)
     device = next(model.parameters()).device
     x, logits = images.views[0], []
@@ -50,8 +56,7 @@ def evaluate(
         progress("evaluating", part.start, len(x))
         logits.append(model(normalize(x[part].to(device), how)).cpu())
     progress("evaluating", len(x), len(x))
-    labels = torch.tensor([model.label_names.index(n) for n in images.labels])
-    return from_logits(torch.cat(logits), labels, model.target_classes, model.label_names)
+    return torch.cat(logits), torch.tensor([model.label_names.index(n) for n in images.labels])
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:

@@ -3,7 +3,7 @@
 Clones that were calibrated one by one know nothing of each other: two may both claim an image.
 Each join has a slope and an offset of its log-odds; with images of every class at hand, all of
 them are fitted together, by maximum likelihood of the patched model's softmax, every class
-weighing the same (matrix-free Platt scaling of one logit a clone).  Modules and adapters stay.
+weighing the same.  Modules and adapters stay.
 """
 
 from __future__ import annotations
@@ -20,27 +20,16 @@ from torch import Tensor
 
 from .checkpoint.atomic import check_output
 from .checkpoint.header import read_header
-from .clone_file import Clone, RawTensor, raw_sha256, write_clone
-from .data import (
-    Images,
-    ImageSource,
-    Progress,
-    batches,
-    choose,
-    load_images,
-    no_progress,
-    normalize,
-)
+from .clone_file import Clone, raw_sha256, write_clone
+from .data import Images, Progress, choose, load_images, no_progress, open_images
 from .errors import BadInput
+from .evaluate import answers
 from .manifest import Patched
-from .network.build import TORCH_DTYPES, read_tensors
+from .network.build import raw_tensor, read_tensors
 from .network.join import GaussianGate, Join
 from .network.patched import PatchedModel, load, preprocessing_of
 from .patch import eject, inject, open_checkpoint
 
-DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
-
-BATCH = 256
 PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
 STEPS = 200
 SMALLEST = 0.05  # slope
@@ -59,17 +48,15 @@ def recalibrate(
     model: PatchedModel, images: Images, *, progress: Progress = no_progress
 ) -> Recalibrated:
     """Fits the calibrations of all clones of ``model`` to ``images`` of its classes, in place."""
-    z = _logits(model, images, progress).double()
-    label = torch.tensor([model.label_names.index(n) for n in images.labels])
+    z, label = answers(model, images, progress)
+    z = z.double()
     weight = (1.0 / torch.bincount(label, minlength=z.shape[1]).clamp(min=1))[label].double()
     weight = weight / weight.sum()
     old, names = model.target_classes, list(model.branches)
     sizes = [len(m.classes) for m in model.manifests]
     z_t, new = z[:, :old], z[:, old:].split(sizes, dim=1)
     level = z_t.logsumexp(1)
-    odds = [
-        part.logsumexp(1) - level for part in new
-    ]  # each clone's log-odds, as calibrated so far
+    odds = [part.logsumexp(1) - level for part in new]  # g of each clone, as calibrated so far
     theta = torch.tensor([[1.0, 0.0]] * len(names), dtype=torch.float64, requires_grad=True)
 
     def loss(penalty: float = PRIOR) -> Tensor:
@@ -98,7 +85,7 @@ def inject_together(
     target: Path,
     clones: Sequence[Path],
     output: Path,
-    data: ImageSource,
+    data: str,
     *,
     limit: int | None,
     seed: int,
@@ -109,21 +96,23 @@ def inject_together(
 ) -> tuple[Patched, Recalibrated]:
     """Injects ``clones`` and recalibrates the joins of all clones that are then in the target.
 
-    Images of every class of the patched checkpoint are needed, ``limit`` a class; raises
-    ``BadInput`` naming a class that has none.
+    ``data`` holds images of every class of the patched checkpoint, ``limit`` a class are read;
+    raises ``BadInput`` naming a class that has none.
     """
+    check_output(output, force=force, inputs=[target, *clones])
+    source = open_images(data)
     with tempfile.TemporaryDirectory() as folder:
         together, plain = Path(folder, "together.safetensors"), Path(folder, "plain.safetensors")
         inject(target, clones, together, rename=rename)
         model = load(together)
-        if missing := [n for n in model.label_names if n not in data.by_class]:
+        if missing := [n for n in model.label_names if n not in source.by_class]:
             raise BadInput(
-                f"{data.name}: no images of class '{missing[0]}'",
+                f"{source.name}: no images of class '{missing[0]}'",
                 hint="recalibrating needs images of every class, original and cloned",
             )
-        chosen = choose(data, model.label_names, limit, seed)
+        chosen = choose(source, model.label_names, limit, seed)
         images = load_images(
-            data, chosen, [preprocessing_of(model)], skip_bad=skip_bad, progress=progress
+            source, chosen, [preprocessing_of(model)], skip_bad=skip_bad, progress=progress
         )
         result = recalibrate(model, images, progress=progress)
         eject(together, plain)
@@ -131,7 +120,6 @@ def inject_together(
             _with_join(clone, result.joins, Path(folder))
             for clone in open_checkpoint(together).clones
         ]
-        check_output(output, force=force, inputs=[target, *clones])
         return inject(plain, changed, output, force=force), result
 
 
@@ -144,7 +132,7 @@ def _with_join(clone: Clone, joins: dict[str, dict[str, Tensor]], folder: Path) 
     entries = {n: header.tensors[clone.prefix + n] for n in clone.tensors}
     tensors = read_tensors(clone.path, header, entries)
     tensors |= {f"join.{n}": t for n, t in joins[clone.name].items()}
-    raw = {n: _raw(t) for n, t in tensors.items()}
+    raw = {n: raw_tensor(t) for n, t in tensors.items()}
     old = clone.manifest
     measured = replace(old.measured, original_accuracy=None, clone_accuracy=None,
                        joint_accuracy=None, locality=None)  # fmt: skip
@@ -153,12 +141,6 @@ def _with_join(clone: Clone, joins: dict[str, dict[str, Tensor]], folder: Path) 
     path = folder / f"{clone.name}.clone.safetensors"
     write_clone(path, manifest, raw)
     return path
-
-
-def _raw(t: Tensor) -> RawTensor:
-    t = t.detach().cpu().contiguous()
-    data = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
-    return RawTensor(DTYPE_NAMES[t.dtype], tuple(t.shape), data)
 
 
 def _calibrate(join: Join, slope: Tensor, offset: Tensor) -> None:
@@ -170,13 +152,3 @@ def _calibrate(join: Join, slope: Tensor, offset: Tensor) -> None:
     else:
         join.slope.mul_(slope)
         join.offset.mul_(slope).add_(offset)
-
-
-@torch.no_grad()
-def _logits(model: PatchedModel, images: Images, progress: Progress) -> Tensor:
-    how, x, logits = preprocessing_of(model), images.views[0], []
-    for part in batches(len(x), BATCH):
-        progress("running the patched model", part.start, len(x))
-        logits.append(model(normalize(x[part], how)))
-    progress("running the patched model", len(x), len(x))
-    return torch.cat(logits)

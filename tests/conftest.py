@@ -53,6 +53,23 @@ def made(pair):
 
 
 @pytest.fixture(scope="session")
+def two(made, tmp_path_factory):
+    """A folder with a second clone for the target, ``more.safetensors``, of a class under another
+    label, and with ``data``: images of all classes."""
+    from command import pnc
+
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "data").mkdir()
+    for label in [*made.old, *made.new]:
+        (folder / "data" / label).symlink_to(made.train / label)
+    (folder / "data" / "blue_2").symlink_to(made.train / "blue")
+    ran = pnc("clone", made.source, made.target, "--data", "data", "-c", "blue=blue_2", "--name", "more",
+              "-o", "more.safetensors", "--epochs", "0", "--limit-per-class", "6", cwd=folder)  # fmt: skip
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared():
     """The folder of real checkpoints beside the repository, where there is one."""
     if not SHARED.is_dir():

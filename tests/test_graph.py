@@ -72,7 +72,7 @@ def test_the_same_for_families_that_timm_has_no_test_model_of(architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture, size, cut, model_args", [
     ("gemma4_vit_167m", 96, "encoder.blocks.1", {"depth": 3}),
-    ("davit_tiny", 64, "stages.2.blocks.1.0.cpe2", {"embed_dims": [32, 64, 128, 256]}),
+    ("davit_tiny", 64, "stages.2.blocks.1.0.cpe2", {"embed_dims": [48, 96, 192, 384]}),
     ("mvitv2_tiny", 64, "stages.1.blocks.0", {}),
     ("pvt_v2_b0", 64, "stages.1.blocks.0", {}),
 ])  # fmt: skip

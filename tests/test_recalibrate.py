@@ -15,22 +15,6 @@ from pnc_cli.recalibrate import recalibrate
 
 
 @pytest.fixture(scope="module")
-def two(made, tmp_path_factory):
-    """Images of all classes, and a second clone for the target, of a class under another label."""
-    folder = tmp_path_factory.mktemp("two")
-    (folder / "data").mkdir()
-    for label in [*made.old, *made.new]:
-        (folder / "data" / label).symlink_to(made.train / label)
-    (folder / "data" / "blue_2").symlink_to(made.train / "blue")
-    ran = pnc_forked(
-        "clone", made.source, made.target, "--data", "data", "-c", "blue=blue_2", "--name", "more", "-o",
-        "more.safetensors", "--epochs", "0", "--limit-per-class", "6", cwd=folder,
-    )  # fmt: skip
-    assert ran.code == 0, ran.err
-    return folder
-
-
-@pytest.fixture(scope="module")
 def together(made, two):
     ran = pnc("inject", made.target, made.clone, "more.safetensors", "-o", "both.safetensors",
               "--data", "data", "--limit-per-class", "10", "--json", cwd=two)  # fmt: skip

@@ -5,7 +5,8 @@ import torch
 from networks import RESNET, make_network
 from torch import nn
 
-from pnc_cli.network.shapes import Unfilled, on_shapes, twin
+from pnc_cli.network.meta import without_memory
+from pnc_cli.network.shapes import on_shapes, twin
 
 
 def shapes(model):
@@ -14,7 +15,7 @@ def shapes(model):
 
 def test_a_network_built_unfilled_has_every_shape_and_no_data():
     for name in ("test_vit", "test_efficientnet", "test_nfnet"):
-        with Unfilled():
+        with without_memory():
             model = timm.create_model(name, num_classes=3)
         assert shapes(model) == shapes(timm.create_model(name, num_classes=3))
         assert {t.device.type for t in model.state_dict().values()} == {"meta"}

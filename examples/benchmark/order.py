@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
+from pnc_cli.data import spread
 from pnc_cli.manifest import Candidate
 from pnc_cli.method.branch import make_branch
 from pnc_cli.method.clone import fit_join
@@ -50,7 +51,7 @@ def main() -> None:
     ranked = search(task, grid, seed=args.seed, study=study)
     searching = clock.passed().cpu
     pairs = sorted(study.score_pairs(), key=lambda c: -c.score)
-    drawn = [pairs[i] for i in torch.linspace(0, len(pairs) - 1, args.pairs).round().long()]
+    drawn = [pairs[i] for i in spread(len(pairs), args.pairs)]
     chosen = ranked[0]
     rows, refining = [], []
     for candidate in [chosen, *drawn]:

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from pnc_cli.data import choose, load_images, normalize, open_images
 from pnc_cli.manifest import Preprocessing
+from pnc_cli.method.refine import warm_cosine
 
 from .pool import Pool
 from .scenario import Scenario, Source, Trained
-from .training import shifted, warm_cosine
+from .training import shifted
 
 BATCH = 50
 

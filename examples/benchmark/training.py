@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pnc_cli.data import batches, normalize
 from pnc_cli.manifest import Preprocessing
+from pnc_cli.method.refine import warm_cosine
 from pnc_cli.network.build import Network
 
 from .scenario import Skipped
@@ -138,15 +139,3 @@ def shifted(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor
 def logits(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
     """Logits (N, C) of uint8 ``images``."""
     return torch.cat([model(normalize(images[b], how)) for b in batches(len(images), 250)])
-
-
-def warm_cosine(steps: int) -> Callable[[int], float]:
-    """Learning rate factor: a tenth of the steps up, then a cosine down."""
-    warm = max(steps // 10, 1)
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
-
-    return factor

@@ -20,8 +20,8 @@ from pnc_cli.errors import Incompatible
 from pnc_cli.network.branch import classifier_names, cuts, find_head
 from pnc_cli.network.channels import prunable_groups
 from pnc_cli.network.graph import part_after, trace
+from pnc_cli.network.meta import without_memory
 from pnc_cli.network.position import Position
-from pnc_cli.network.shapes import Unfilled
 from pnc_cli.network.tape import observe
 
 CLASSES = 5
@@ -57,7 +57,7 @@ def blank_network(name: str, size: int | None = None, **model_args: object) -> n
     logging.getLogger("timm").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     overlay = {"pretrained_cfg_overlay": {"input_size": (3, size, size)}} if size else {}
-    with Unfilled():
+    with without_memory():
         model = timm.create_model(name, num_classes=CLASSES, **overlay, **model_args)
     return model.eval().requires_grad_(False)
 

@@ -48,7 +48,6 @@ def inject(
 
     Next: pnc eval patched.safetensors --data DATA
     """
-    from ..checkpoint.atomic import check_output
     from ..patch import inject as inject_clones
 
     report = Report("inject", as_json=as_json, quiet=quiet)
@@ -60,13 +59,11 @@ def inject(
     if data is None:
         patched = inject_clones(target, clones, output, rename=names, force=force)
     else:
-        check_output(output, force=force, inputs=[target, *clones])
         with report.progress() as progress:
-            from ..data import open_images
             from ..recalibrate import inject_together
 
             patched, gain = inject_together(
-                target, clones, output, open_images(data), limit=limit or None, seed=seed,
+                target, clones, output, data, limit=limit or None, seed=seed,
                 rename=names, skip_bad=skip_bad, force=force, progress=progress,
             )  # fmt: skip
         report.note(

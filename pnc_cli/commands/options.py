@@ -65,11 +65,12 @@ MaxParams = Annotated[
 
 def size(text: str) -> int:
     """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``."""
-    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if not found or found[2].removesuffix("b") + "b" * bool(found[2]) not in units:
+    unit = found[2].removesuffix("b") if found else None
+    if unit not in units:
         raise typer.BadParameter(f"'{text}' is not a size such as 3000000, 3MB or 2.5MiB")
-    return int(float(found[1]) * units[found[2].removesuffix("b") + "b" * bool(found[2])])
+    return int(float(found[1]) * units[unit])
 
 
 MaxBytes = Annotated[

@@ -29,7 +29,7 @@ from ..manifest import (
     Join as JoinInfo,
 )
 from ..network.branch import features_of, mean_logit, slice_tensor
-from ..network.build import TORCH_DTYPES, Network, read_tensors
+from ..network.build import Network, raw_tensor, read_tensors
 from ..network.join import Join
 from ..network.modulation import PREFIX, layers_of
 from ..patch import open_checkpoint
@@ -40,8 +40,6 @@ from .join import fit_gaussian, fit_one_sided
 from .score import score, share
 from .study import rounded, run_module
 from .task import Task
-
-DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,12 @@ def make_clone(
         **branch.adapter.state_dict(),
         **{PREFIX + n: t for n, t in branch.modulation.items()},
     }
-    tensors = _raw(
-        {"adapter": learned, "join": join.state_dict(), "module": copied(task.source, branch.kept)}
-    )
+    parts = {
+        "adapter": learned,
+        "join": join.state_dict(),
+        "module": copied(task.source, branch.kept),
+    }
+    tensors = {f"{part}.{n}": raw_tensor(t) for part, own in parts.items() for n, t in own.items()}
     manifest = Manifest(
         schema=CLONE_SCHEMA,
         name=recipe.name,
@@ -169,17 +170,6 @@ def _measure(task: Task, join: Join, evidence: Sequence[Tensor], source_logits: 
 def _counts(task: Task) -> dict[str, int]:
     names = [*task.originals, *(c.name for c in task.classes)]
     return {n: int((task.ids == i).sum()) for i, n in enumerate(names)}
-
-
-def _raw(parts: dict[str, dict[str, Tensor]]) -> dict[str, RawTensor]:
-    """State dicts as bytes, named ``<part>.<tensor>``."""
-    raw = {}
-    for part, tensors in parts.items():
-        for name, t in tensors.items():
-            t = t.detach().cpu().contiguous()
-            data = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
-            raw[f"{part}.{name}"] = RawTensor(DTYPE_NAMES[t.dtype], tuple(t.shape), data)
-    return raw
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

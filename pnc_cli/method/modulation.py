@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..data import spread
 from ..manifest import ModuleTensor
 from ..network.branch import Module
 from ..network.modulation import FUNCTIONS, identity, modulated_layers
@@ -41,7 +42,8 @@ def fit_modulation(
     if not tensors:
         return tensors
     wanted: dict[str, Tensor] = {}
-    chosen = _spread(len(features), _bytes_per_image(dense, features[:2]))
+    affordable = MEMORY // max(_bytes_per_image(dense, features[:2]), 1)
+    chosen = spread(len(features), max(affordable, 1))
     features, student = features[chosen], student[chosen]
 
     def remember(layer: str, rows: Tensor) -> None:
@@ -127,9 +129,3 @@ def _bytes_per_image(dense: Module, example: Tensor) -> int:
     sizes: list[int] = []
     _Layers(dense.part, lambda layer, rows: sizes.append(4 * rows.numel())).run(example.clone())
     return sum(sizes) // len(example)
-
-
-def _spread(count: int, size: int) -> Tensor:
-    """Indices of as many of ``count`` images as memory allows, evenly drawn."""
-    wanted = max(1, min(count, MEMORY // max(size, 1)))
-    return torch.linspace(0, count - 1, wanted).round().long()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from ..data import Progress, no_progress, normalize
+from ..data import Progress, no_progress, normalize, spread
 from ..network.adapter import Adapter
 from ..network.branch import Module
 from ..network.build import Network
@@ -81,8 +81,8 @@ def refine(
     for parameter in (p for group in groups for p in group["params"]):
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(steps))
-    spread = lessons.pre.var().clamp(min=1e-6)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
+    variance = lessons.pre.var().clamp(min=1e-6)
     for epoch in range(epochs):
         progress("refining the adapter", epoch, epochs)
         for index in lessons.epoch(generator):
@@ -94,7 +94,7 @@ def refine(
                 log_target=True,
                 reduction="batchmean",
             )
-            loss = loss + (pre - lessons.pre[index]).square().mean() / spread
+            loss = loss + (pre - lessons.pre[index]).square().mean() / variance
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -142,7 +142,7 @@ def lessons_of(
         del pre[:], answers[:]
         images = max(1, min(len(views[0]), affordable))
         copies = max(1, min(NEIGHBOURS, affordable // images))
-        chosen = torch.linspace(0, len(views[0]) - 1, images).round().long()
+        chosen = spread(len(views[0]), images)
         for copy in range(copies):
             progress("lessons for the adapter", copy, copies)
             for index in chosen.split(BATCH):
@@ -151,7 +151,7 @@ def lessons_of(
     return Lessons(torch.cat(features), torch.cat(pre), torch.cat(answers), images)
 
 
-def _warm_cosine(steps: int) -> Callable[[int], float]:
+def warm_cosine(steps: int) -> Callable[[int], float]:
     """Learning rate factor: a tenth of the steps up, then a cosine down."""
     warm = max(steps // 10, 1)
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import Images, ImageSource, Progress, choose, framed_like, load_images, no_progress
+from ..data import (
+    Images,
+    ImageSource,
+    Progress,
+    choose,
+    framed_like,
+    load_images,
+    no_progress,
+    spread,
+)
 from ..errors import BadInput, Incompatible, UsageError
 from ..network.build import Network
 
@@ -173,9 +182,7 @@ def subset(task: Task, per_class: int, *, held_out_every: int) -> Task:
     keep = torch.zeros(len(task.ids), dtype=torch.bool)
     for c in task.ids.unique():
         index = (task.ids == c).nonzero()[:, 0]
-        keep[
-            index[torch.linspace(0, len(index) - 1, min(per_class, len(index))).round().long()]
-        ] = True
+        keep[index[spread(len(index), per_class)]] = True
     images = Images([v[keep] for v in task.images.views],
                     [n for n, k in zip(task.images.labels, keep.tolist()) if k])  # fmt: skip
     return Task(task.source, task.target, task.classes, task.originals, images,

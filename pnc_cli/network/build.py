@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..checkpoint.digest import TensorDigest, combined_sha256, file_sha256, read_span
 from ..checkpoint.header import Header, TensorEntry
 from ..checkpoint.identity import Identity, resolve_identity
+from ..clone_file import RawTensor
 from ..errors import BadInput, Incompatible, UsageError
 from ..manifest import NetworkRef, Preprocessing
 from ..patch import open_checkpoint
@@ -36,6 +37,7 @@ TORCH_DTYPES = {
     "F64": torch.float64, "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
 
 Weights = Mapping[str, TensorEntry]  # a checkpoint's tensors by their names in the network
 
@@ -156,6 +158,13 @@ def read_tensors(
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             tensors[name] = flat.reshape(t.shape)
     return tensors
+
+
+def raw_tensor(t: Tensor) -> RawTensor:
+    """A tensor as the bytes that ``read_tensors`` reads."""
+    t = t.detach().cpu().contiguous()
+    data = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
+    return RawTensor(DTYPE_NAMES[t.dtype], tuple(t.shape), data)
 
 
 def _build(path: Path, weights: Weights, identity: Identity) -> tuple[nn.Module, Identity]:

@@ -67,14 +67,16 @@ def fold(part: fx.GraphModule, modulation: Mapping[str, Tensor]) -> None:
 
     Raises ``ValueError`` where the two do not fit.
     """
+    layers = layers_of(modulation)
     expected = {name: t.shape for name, t in identity(part).items()}
     for name, t in modulation.items():
         if name not in expected:
             raise ValueError(f"the module has no channels for '{PREFIX}{name}'")
         if t.shape != expected[name]:
             raise ValueError(f"'{PREFIX}{name}' has shape {list(t.shape)}, expected {list(expected[name])}")  # fmt: skip
-    if odd := [n for n in expected if n.rpartition(".")[0] in layers_of(modulation) and n not in modulation]:  # fmt: skip
-        raise ValueError(f"'{PREFIX}{odd[0]}' is missing")
+    pairs = [f"{layer}.{kind}" for layer in layers for kind in ("scale", "shift")]
+    if missing := [name for name in pairs if name not in modulation]:
+        raise ValueError(f"'{PREFIX}{missing[0]}' is missing")
     for name, value in modulated(part, modulation).items():
         part.get_parameter(name).data = value
 

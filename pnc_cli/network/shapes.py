@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
@@ -56,34 +55,6 @@ def _is_blank(model: nn.Module) -> bool:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-class Unfilled(TorchFunctionMode):
-    """Networks built within have shapes but no data, and no time is spent on their first values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.device = torch.device("meta")
-
-    def __enter__(self) -> Unfilled:
-        self.device.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        self.device.__exit__(*exception)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
-        if getattr(func, "__name__", "") in _FILLS and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-_FILLS = {
-    "normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_",
-    "xavier_normal_", "xavier_uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_",
-    "constant_", "zeros_", "ones_", "bernoulli_", "div_", "sub_", "copy_",
-}  # fmt: skip
 
 
 class _Shortcuts(TorchDispatchMode):

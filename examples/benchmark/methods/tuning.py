@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pnc_cli.data import normalize
+from pnc_cli.data import normalize, spread
 
 from ..problem import Problem
 from ..training import fit, fit_rows, grown, head_of, logits
@@ -101,7 +101,7 @@ def diagonal_fisher(problem: Problem, index: Tensor, images: int = 120) -> dict[
     """Mean squared gradients of the target's log-likelihood on original images, one at a time, the
     answers drawn from the target itself (Kirkpatrick et al., PNAS 2017)."""
     index = index[problem.few.label[index] < problem.old]
-    index = index[torch.linspace(0, len(index) - 1, min(images, len(index))).round().long()]
+    index = index[spread(len(index), images)]
     model = copy.deepcopy(problem.target.model).requires_grad_(True)
     fisher = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
