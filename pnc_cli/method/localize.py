@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import batches
+from ..data import batches, spread
 from ..manifest import Kept, ModuleTensor
 from ..network.branch import Module, resize
 from ..network.channels import Group, kept_indices, prunable_groups, shrink_graph
@@ -49,7 +49,7 @@ def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
     groups = prunable_groups(module.part, features[:2])
     if not groups:
         return []
-    some = features[:: max(1, len(features) // SAMPLES)]
+    some = features[spread(len(features), SAMPLES)]
     answers = _answers(module, some)
     ranked = []
     for g, energy, movement in zip(

@@ -15,6 +15,7 @@ What is not understood ties its inputs to ``WHOLE``, which is never removed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from .ties import WHOLE, Seen, Ties, along, compact, whole
 Site = tuple[str, int]  # a tensor of the state dict and an axis of it
 
 FINE = 1 << 16  # elements up to which a bare parameter's are followed one by one
+MANY = 1 << 22  # products of elements that are followed one by one, at most
 
 _ELEMENTWISE = set("""
     relu relu_ relu6 gelu silu silu_ swish mish hardswish hardsigmoid hardtanh leaky_relu elu selu softplus
@@ -283,9 +285,16 @@ class Flow(fx.Interpreter):
         return fresh.reshape([-1 if a == counted[0] else 1 for a in range(len(shape))])
 
     def _sum_of_products(self, a: Seen, b: Seen, axis: int) -> Seen:
+        """Where there are too many products, tokens that differ from each other are tied: axes that
+        one of the two alone varies along."""
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
-        ids = self._merge(self._meet([a, b], shape), [axis])
         axis %= len(shape)
+        if math.prod(torch.broadcast_shapes(a.ids.shape, b.ids.shape)) > MANY:
+            a, b = (
+                Seen(s.shape, self._merge(s.ids, sorted(s.varies - other.varies - {axis})))
+                for s, other in ((a, b), (b, a))
+            )
+        ids = self._merge(self._meet([a, b], shape), [axis])
         return Seen(shape[:axis] + shape[axis + 1 :], ids.squeeze(axis))
 
     def _matmul(self, a: Seen, b: Seen) -> Tensor:
