@@ -22,12 +22,13 @@ from ..network.branch import Module
 from ..network.build import Network
 from ..network.modulation import modulated
 from ..network.record import recording
+from .features import BATCH as LOOKED_AT
 from .features import device_of
 from .neighbourhood import neighbourhood
 
-BATCH = 100
-EPOCHS = 30  # passes over the images, unless the module is so large that it would take long:
-WORK = 1e12  # MACs of the student, there and back, in all passes
+BATCH = 25  # small: many steps, and what a student keeps stays near the processor
+EPOCHS = 15  # passes over the images, unless the module is so large that it would take long:
+WORK = 5e11  # MACs of the student, there and back, in all passes
 NEIGHBOURS = 4  # of each image; every epoch looks at one of them
 MEMORY = 2 << 30  # bytes of recorded lessons, at most
 RATES = {"adapter": 2e-3, "modulation": 1e-2}  # learning rates at their highest
@@ -145,7 +146,7 @@ def lessons_of(
         chosen = spread(len(views[0]), images)
         for copy in range(copies):
             progress("lessons for the adapter", copy, copies)
-            for index in chosen.split(BATCH):
+            for index in chosen.split(LOOKED_AT):
                 look(index)
     progress("lessons for the adapter", copies, copies)
     return Lessons(torch.cat(features), torch.cat(pre), torch.cat(answers), images)

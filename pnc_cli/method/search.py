@@ -19,6 +19,7 @@ from .study import Amounts, Study
 from .task import Task
 
 SHARES = (0.7, 0.5, 0.35, 0.25)  # of a module's cost kept, tried beside all of it
+LEAST = 1 / 8  # share of a pair that has to fit a budget for the pair to be tried
 SHORT_LIST = 6  # pairs that are tried with every share
 
 
@@ -62,8 +63,7 @@ def search(
     room = budget.room(grid, task)
     found = [c for c in dense if shares is None or 1.0 in shares]
     if task.images is not None or shares is not None:
-        least = min(shares or SHARES)
-        hopeful = [c for c in dense if _affordable(c, room, least)]
+        hopeful = [c for c in dense if _affordable(c, room, min(shares or [LEAST]))]
         listed = short_list(hopeful)
         for done, candidate in enumerate(listed):
             progress("scoring shares", done, len(listed))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from .probe import probe_images
 from .score import Scores, score
 from .task import Task, subset
 
+RECOVERED = 0.5  # of what a module loses with its channels, once the clone is refined
 PRICE = 0.005  # accuracy that a candidate must gain to double what an image costs
 SMALLEST = 0.05  # share of a module that is tried
 PER_CLASS = 100  # images of a class looked at: one half to fit, the other to judge
@@ -102,7 +104,8 @@ class Study:
         return self.pairs
 
     def score_shares(self, candidate: Candidate, shares: Sequence[float]) -> list[Candidate]:
-        """The pair of ``candidate`` with each share of its module, modulated in closed form."""
+        """The pair of ``candidate``, with all its channels, at each share of its module, modulated in
+        closed form."""
         tap, cut = (
             self.grid.target.position(candidate.tap),
             self.grid.source.position(candidate.cut),
@@ -124,8 +127,19 @@ class Study:
                 chosen = select(module, self.ranked[cut.name], share, cells)
                 pruned, kept = prune(module, slices, chosen, example)
             self._modulate(tap, cut, pruned, kept)
-            self.shares[tap.name, cut.name, share] = self._candidate(tap, cut, pruned, share)
+            found = self._candidate(tap, cut, pruned, share)
+            self.shares[tap.name, cut.name, share] = self._refined(found, candidate)
         return [self.shares[tap.name, cut.name, share] for share in shares]
+
+    def _refined(self, found: Candidate, dense: Candidate) -> Candidate:
+        """``found`` with the score that it will have once refined: refining wins back some of what
+        it lost against ``dense``, the same pair with all its channels."""
+        lost = dense.score + self._price(dense.macs) - found.score - self._price(found.macs)
+        score = round(found.score + RECOVERED * max(lost, 0.0), 6)
+        return msgspec.structs.replace(found, score=score)
+
+    def _price(self, macs: float) -> float:
+        return PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
 
     def _modulate(self, tap: Position, cut: Position, module: Module, kept) -> None:
         """Puts right in closed form what an adapter and lost channels do to ``module``."""
@@ -163,7 +177,7 @@ class Study:
                 if scores.average is None
                 else (scores.average + scores.soft) / 2
             )
-        worth -= PRICE * math.log2(1 + adds.macs / max(sum(self.grid.target.macs.values()), 1))
+        worth -= self._price(adds.macs)
         return Candidate(
             tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),
             branch_accuracy=scores and rounded(scores.branch),
