@@ -1,12 +1,26 @@
-"""examples/coverage: the walk over timm's registry and its table."""
+"""examples/coverage: the walk over timm's registry, and the table that is committed."""
 
 import json
+import random
 from dataclasses import asdict, dataclass
 
+import pytest
+
+from examples.coverage.__main__ import HERE
 from examples.coverage.family import Family, run_family
 from examples.coverage.structure import Structure, describe, families
 from examples.coverage.table import table
 from examples.coverage.walk import walk
+
+NAMES, RUNS = 40, 4  # of the slow test's sample
+
+
+def committed(name, kind):
+    return [kind(**json.loads(line)) for line in (HERE / name).read_text().splitlines()]
+
+
+def without_time(row):
+    return {k: v for k, v in asdict(row).items() if k != "seconds"}
 
 
 def test_the_structure_of_a_network_is_found_without_weights():
@@ -46,3 +60,18 @@ def test_the_table_has_a_row_for_each_family_and_lists_what_is_refused():
     text = table(structures, [Family("good", "one", 32, 100, 5, seconds=1.0)])
     assert "| good | 2 | one, 32 px | yes | yes | 5 (5-7) | 4-6 | 0.50 | 1.0 |" in text
     assert "- good: cannot be traced: two (source)" in text
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_registry_is_as_the_committed_table_says():
+    rows = committed("names.jsonl", Structure)
+    for row in random.Random(0).sample(rows, min(NAMES, len(rows))):
+        assert without_time(describe(row.name)) == without_time(row)
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_families_runs_as_the_committed_table_says():
+    structures = committed("names.jsonl", Structure)
+    rows = [f for f in committed("families.jsonl", Family) if f.seconds < 30]
+    for row in random.Random(0).sample(rows, min(RUNS, len(rows))):
+        assert without_time(run_family(structures, row.family)) == without_time(row)

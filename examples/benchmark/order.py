@@ -20,6 +20,7 @@ from pnc_cli.method.branch import make_branch
 from pnc_cli.method.clone import fit_join
 from pnc_cli.method.features import source_features, target_features
 from pnc_cli.method.grid import Grid
+from pnc_cli.method.refine import EPOCHS
 from pnc_cli.method.score import score
 from pnc_cli.method.search import search, worth
 from pnc_cli.method.study import Study, run_module
@@ -99,7 +100,7 @@ def report(
         "",
         f"`python -m examples.benchmark.order {name} --seed {seed} --pairs {len(drawn)}`: of {pairs} pairs with all "
         "their channels, evenly drawn by their score; *predicted* on the few images by the search, *measured* on "
-        "test images after 30 passes of refinement.",
+        f"test images after {EPOCHS} passes of refinement.",
         "",
         f"- Spearman's rank correlation of predicted and measured average: **{by_score:.2f}** over {len(drawn)} pairs.",
         f"- The search's choice, `{chosen.tap}` -> `{chosen.cut}`, share {chosen.share:g}: {ours:.3f}; the best of all measured: {best:.3f}.",

@@ -26,6 +26,7 @@ from pnc_cli.network.build import load_network
 from pnc_cli.network.channels import Chosen, Group, weight_cells
 from pnc_cli.network.graph import trace
 
+from .__main__ import DATA, HERE
 from .pool import Pool
 from .prepare import prepare
 from .scenario import Scenario, load
@@ -40,10 +41,10 @@ Measure = Callable[[Chosen], float]  # the share that is left
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", nargs="*", default=["cifar10", "cifar10-convnext", "digits"])
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--data", type=Path, default=Path(DATA))
+    parser.add_argument("--cache", type=Path, default=HERE / "cache")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", type=Path, default=Path(__file__).with_name("PRUNING.md"))
+    parser.add_argument("-o", type=Path, default=HERE / "PRUNING.md")
     args = parser.parse_args()
     sections = [INTRODUCTION]
     for name in args.scenarios:
