@@ -57,7 +57,7 @@ def clone(
         typer.Option(
             "--epochs",
             help="Passes over the images to refine the adapter (0: closed form only). "
-            "Default: 30, fewer where the module is large.",
+            "Default: 15, fewer where the module is large.",
             min=0,
         ),
     ] = None,
