@@ -82,6 +82,14 @@ def test_the_share_asked_for_is_about_the_share_kept():
     assert kept[0] > kept[1] > kept[2]
 
 
+def test_one_class_alone_says_which_layers_matter_as_two_do():
+    matters = []
+    for classes in ((1,), (1, 3)):
+        _, module, _, features = whole("resnet18", classes=classes, **RESNET)
+        matters.append([r.sensitivity > 0 for r in rank_channels(module, features)])
+    assert any(matters[0]) and matters[0] == matters[1]
+
+
 def test_channels_that_nothing_reads_loudly_go_first():
     _, module, _, features = whole("resnet18", **RESNET)
     conv = module.part.get_submodule("layer2.1.conv2")

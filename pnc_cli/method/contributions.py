@@ -53,7 +53,7 @@ def movements(module: Module, features: Tensor, groups: list[Group]) -> list[np.
         for part in batches(len(features), 32):
             inputs.clear()
             with torch.enable_grad():
-                answers = module(features[part].clone().requires_grad_() + 0)[1].log_softmax(1)
+                answers = log_answers(module(features[part].clone().requires_grad_() + 0)[1])
             seen = [(r, a) for r in readers for a in inputs[r]]
             for y, weight in _classes(answers.detach(), generator):
                 chosen = answers.gather(1, y[:, None]).sum()
@@ -74,6 +74,17 @@ def movements(module: Module, features: Tensor, groups: list[Group]) -> list[np.
         for handle in handles:
             handle.remove()
     return [(total / len(features)).numpy() for total in moved]
+
+
+def log_answers(logits: Tensor) -> Tensor:
+    """Log-probabilities (N, K) of the clone classes from their ``logits`` (N, K).
+
+    One class has no rival among the clone classes, and would always be certain: its logit is set
+    against its mean over the images, (N, 2).
+    """
+    if logits.shape[1] == 1:
+        logits = torch.cat([logits, logits.detach().mean().expand_as(logits)], dim=1)
+    return logits.log_softmax(1)
 
 
 def _classes(answers: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from ..manifest import Kept, ModuleTensor
 from ..network.branch import Module, resize
 from ..network.channels import Group, kept_indices, prunable_groups, shrink_graph
 from ..network.flow import Site
-from .contributions import energies, movements
+from .contributions import energies, log_answers, movements
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
@@ -209,9 +209,8 @@ def _unit_trace(gram: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _answers(module: Module, features: Tensor) -> Tensor:
-    return torch.cat(
-        [module(features[p].clone())[1] for p in batches(len(features), 64)]
-    ).log_softmax(1)
+    logits = [module(features[p].clone())[1] for p in batches(len(features), 64)]
+    return log_answers(torch.cat(logits))
 
 
 def _divergence(expected: Tensor, found: Tensor) -> float:
