@@ -78,6 +78,14 @@ def test_the_flag_settles_it(bare, name):
     assert (ran.code, ran.err) == (0, "")
 
 
+def test_the_flags_say_what_a_file_of_other_sizes_is(bare):
+    asked = ["eval", "narrow.safetensors", "--data", "images", "--arch", "test_resnet", "--args"]
+    ran = pnc_forked(*asked, '{"channels": [32, 40, 40, 80]}', "--json", cwd=bare)
+    assert (ran.code, ran.err) == (0, "") and ran.json["images"] == 4
+    ran = pnc_forked(*asked, "[32, 40]", cwd=bare)
+    assert ran.code == 2 and "--args: expected a JSON object" in ran.err
+
+
 FORMS = {
     "module.": lambda n, t: ("module." + n, t),
     "state_dict._orig_mod.": lambda n, t: ("state_dict._orig_mod." + n, t),

@@ -41,6 +41,9 @@ def evaluate(
     arch: Annotated[
         str | None, typer.Option("--arch", help="timm architecture, if nothing says it.")
     ] = None,
+    args: Annotated[
+        str | None, typer.Option("--args", help="model_args as JSON: '{\"depths\": [2, 2]}'.")
+    ] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -54,7 +57,10 @@ def evaluate(
         from ..network.patched import load, preprocessing_of
 
         floors = _floors(fail_under, core.METRICS)
-        model = load(checkpoint, clone or (), architecture=arch, device=str(check_device(device)))
+        model = load(
+            checkpoint, clone or (), architecture=arch, model_args=o.model_args(args, "--args"),
+            device=str(check_device(device)),
+        )  # fmt: skip
         source = open_images(data)
         chosen = choose(source, model.label_names, limit or None, seed)
         images = load_images(

@@ -90,7 +90,7 @@ Shares = Annotated[
 
 
 def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
-    """Parses ``--source-args`` or ``--target-args``."""
+    """Parses ``--source-args``, ``--target-args`` or ``--args``, whichever ``flag`` is."""
     if text is None:
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +92,13 @@ def load(
     clones: Sequence[str | Path] = (),
     *,
     architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
     device: str = "cpu",
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an eval-mode ``nn.Module``.
 
-    Nothing is written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
+    ``architecture`` and ``model_args`` say what the target is where its file does not.  Nothing is
+    written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
 
         model = pnc_cli.load("patched.safetensors")
         config = timm.data.resolve_model_data_config(model)
@@ -105,7 +108,7 @@ def load(
     """
     target = Path(target)
     checkpoint = open_checkpoint(target)
-    network = load_network(target, architecture=architecture)
+    network = load_network(target, architecture=architecture, model_args=model_args)
     extra = [open_clone(Path(p)) for p in clones]
     check_fit(checkpoint, extra, network.digests)
     every = [*checkpoint.clones, *extra]
