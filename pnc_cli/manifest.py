@@ -188,7 +188,7 @@ class Patched(_Strict):
 
 
 class Candidate(_Strict):
-    """One (tap, cut, share) of a search, with what it gives and what it costs."""
+    """One (tap, cut, share, resolution) of a search, with what it gives and what it costs."""
 
     tap: str
     cut: str
@@ -202,6 +202,7 @@ class Candidate(_Strict):
     parameters: Natural
     macs: Natural
     bytes: Natural
+    resolution: float = 1.0  # of the cut's grid, along each axis
 
 
 class Plan(_Strict):

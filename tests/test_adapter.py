@@ -121,5 +121,6 @@ def test_from_image_to_image_the_adapter_is_exact():
         F.batch_norm(image, torch.tensor(p.mean), torch.tensor(p.std) ** 2, eps=0)
         for p in (one, other)
     ]
-    assert torch.allclose(exact_input(one, other)(seen[0]), seen[1], atol=1e-5)
-    assert exact_input(one, preprocessing(1, [0.5], [0.5])) is None
+    rgb, grey = Layout("NCHW", (3, 8, 8), (8, 8)), Layout("NCHW", (1, 8, 8), (8, 8))
+    assert torch.allclose(exact_input(rgb, rgb, one, other)(seen[0]), seen[1], atol=1e-5)
+    assert exact_input(rgb, grey, one, preprocessing(1, [0.5], [0.5])) is None

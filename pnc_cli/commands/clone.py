@@ -46,6 +46,7 @@ def clone(
     tap: o.Taps = None,
     cut: o.Cuts = None,
     share: o.Shares = None,
+    resolution: o.Resolutions = None,
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
     max_bytes: o.MaxBytes = None,
@@ -114,11 +115,15 @@ def clone(
                 grid,
                 seed=seed,
                 shares=share,
+                resolutions=resolution,
                 budget=Budget(max_macs, max_params, max_bytes),
                 progress=progress,
             )
             chosen = found.candidates[found.chosen]
-        report.note(f"position: target '{chosen.tap}' -> source '{chosen.cut}'")
+        report.note(
+            f"position: target '{chosen.tap}' -> source '{chosen.cut}', share {chosen.share:g}"
+            + (f", resolution {chosen.resolution:g}" if chosen.resolution < 1 else "")
+        )
         recipe = Recipe(name or default_name(task.classes), epochs, seed)
         manifest, tensors = make_clone(task, grid, chosen, recipe, progress=progress)
     write_clone(output, manifest, tensors, force=force, inputs=[source, target])

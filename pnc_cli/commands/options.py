@@ -88,6 +88,14 @@ Shares = Annotated[
     ),
 ]  # fmt: skip
 
+Resolutions = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--resolution", min=0.01, max=1.0,
+        help="Run the copied part on a map of so much of the cut's height and width: 0.5. Default: tries some, unless --share is given (repeatable).",
+    ),
+]  # fmt: skip
+
 
 def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     """Parses ``--source-args``, ``--target-args`` or ``--args``, whichever ``flag`` is."""

@@ -47,6 +47,7 @@ def search(
     tap: o.Taps = None,
     cut: o.Cuts = None,
     share: o.Shares = None,
+    resolution: o.Resolutions = None,
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
     max_bytes: o.MaxBytes = None,
@@ -102,6 +103,7 @@ def search(
             grid,
             seed=seed,
             shares=share,
+            resolutions=resolution,
             budget=Budget(max_macs, max_params, max_bytes),
             progress=progress,
         )
@@ -126,14 +128,14 @@ def search(
 def _text(plan: Plan, top: int) -> str:
     """The candidates as a table, best first."""
     with_data = plan.data == "images"
-    headings = ["tap (target)", "cut (source)", "share", "score"]
+    headings = ["tap (target)", "cut (source)", "share", "resolution", "score"]
     headings += ["branch", "joint", "average", "locality"] if with_data else []
     headings += ["fit", "+params", "+MACs", "MACs/target"]
     rows = []
     for c in plan.candidates[: top or None]:
         figures = (c.branch_accuracy, c.joint_accuracy, c.average_accuracy, c.locality)
         rows.append(
-            [c.tap, c.cut, f"{c.share:.2f}", f"{c.score:.3f}", *(map(figure, figures) if with_data else ()),
+            [c.tap, c.cut, f"{c.share:.2f}", f"{c.resolution:.2f}", f"{c.score:.3f}", *(map(figure, figures) if with_data else ()),
              f"{c.fit:.2f}", amount(c.parameters), amount(c.macs), f"{c.macs / plan.target_macs:.2f}"]
         )  # fmt: skip
     lines = [table(headings, rows, left=2)]

@@ -83,7 +83,7 @@ def ridge(
 
     The adapters must have the tap, the kernel and the cut's grid in common; the regression's
     left-hand side is then shared.  A row is a cell of the grid; of more than ``rows``, an evenly
-    drawn part is used.
+    drawn part is used.  Cut features of a finer grid than the adapters' are averaged to it.
     """
     first = adapters[0]
     k, grid_size = first.kernel, first.cut.grid
@@ -102,7 +102,7 @@ def ridge(
         grid, prefix = first.tap.to_map(tap[part])
         patches = F.unfold(resample(grid, grid_size), k, padding=k // 2)  # (B, C k k, L)
         maps = [a.cut.to_map(c[part]) for a, c in zip(adapters, cuts)]
-        wanted = torch.cat([m.flatten(2) for m, _ in maps], dim=1)  # (B, sum C, L)
+        wanted = torch.cat([resample(m, grid_size).flatten(2) for m, _ in maps], dim=1)
         if per_image < length:
             drawn = torch.randperm(length, generator=generator)[:per_image].to(patches.device)
             patches, wanted = patches[:, :, drawn], wanted[:, :, drawn]
@@ -121,16 +121,17 @@ def ridge(
                 a.prefix_bias.copy_(b.view_as(a.prefix_bias))
 
 
-def exact_input(tap: Preprocessing, cut: Preprocessing) -> Adapter | None:
-    """From one network's preprocessed image to the other's, where only the scaling differs."""
-    channels, *size = tap.input_size
-    if cut.input_size[0] != channels:
+def exact_input(
+    tap: Layout, cut: Layout, given: Preprocessing, wanted: Preprocessing
+) -> Adapter | None:
+    """From an image preprocessed as ``given`` to one as ``wanted``, resampled to the cut's grid;
+    None where they differ in their channels."""
+    if tap.channels != cut.channels:
         return None
-    layout = lambda p: Layout("NCHW", tuple(p.input_size), tuple(p.input_size[1:]))  # noqa: E731
-    adapter = Adapter(layout(tap), layout(cut), 1)
-    std = torch.tensor(cut.std, dtype=torch.float64)
-    scale = torch.tensor(tap.std, dtype=torch.float64) / std
-    shift = (torch.tensor(tap.mean, dtype=torch.float64) - torch.tensor(cut.mean)) / std
+    adapter = Adapter(tap, cut, 1)
+    std = torch.tensor(wanted.std, dtype=torch.float64)
+    scale = torch.tensor(given.std, dtype=torch.float64) / std
+    shift = (torch.tensor(given.mean, dtype=torch.float64) - torch.tensor(wanted.mean)) / std
     with torch.no_grad():
         adapter.weight.copy_(torch.diag(scale)[:, :, None, None])
         adapter.bias.copy_(shift)

@@ -16,10 +16,10 @@ from ..network.graph import INPUT, Position
 from ..network.modulation import fold
 from .features import localised_features
 from .grid import Grid
-from .localize import prune, rank_channels, select
+from .localize import Ranked, prune, rank_channels, select
 from .modulation import fit_modulation
-from .refine import affordable_epochs, lessons_of, refine
-from .study import fit_adapters, module_macs
+from .refine import NEIGHBOURS, affordable_epochs, lessons_of, refine
+from .study import fit_adapters, module_macs, seen_at
 from .task import Task
 
 ROWS = 400_000  # of the adapter's regression
@@ -47,33 +47,37 @@ def make_branch(
     *,
     epochs: int | None,
     seed: int,
+    ranked: list[Ranked] | None = None,
     progress: Progress = no_progress,
 ) -> Branch:
     """The branch of ``candidate`` from the images that are not held out.
 
     ``taps`` and ``cuts`` (N, ...) are all images' features; ``epochs`` None leaves their number
-    to the work that they take.
+    to the work that they take; ``ranked`` are the channels of the module, if that is known.
     """
-    tap, cut = grid.target.position(candidate.tap), grid.source.position(candidate.cut)
+    tap, cut = grid.target.position(candidate.tap), grid.cut(candidate)
     dense, slices = module_after(grid.source, grid.head, cut, task.columns)
-    module, kept = localize(task, dense, slices, cut, candidate.share, seed)
+    module, kept = localize(task, grid, dense, slices, cut, candidate.share, seed, ranked)
     [adapter] = fit_adapters(task, tap, [cut], taps, [cuts], grid.kernel(tap, cut), ROWS)
     macs = adapter.macs + module_macs(grid, cut, dense, module, cuts[:1])
     parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
 
-    exact = tap.name == INPUT  # nothing is lost between an image and itself
+    exact = tap.name == INPUT  # nothing is to be learned between an image and itself
+    whole = candidate.share >= 1.0 and candidate.resolution == 1.0
     modulation: dict[str, Tensor] = {}
-    if exact and candidate.share >= 1.0:
+    if exact and whole:
         epochs = 0
-    else:
+    if not (exact and whole and tap.layout.grid == cut.layout.grid):
         fit = ~task.held_out
-        modulation = fit_modulation(dense, module, kept, cuts[fit], adapter(taps[fit]))
+        features = seen_at(grid, cut, cuts[fit])
+        modulation = fit_modulation(dense, module, kept, features, adapter(taps[fit]))
         if epochs is None:
             epochs = affordable_epochs(macs, int(fit.sum()))
         if epochs:
             views = tuple(v[fit] for v in task.images.views)
             lessons = lessons_of(dense, task.target, task.source, views, tap.name, cut.name,
-                                 seed=seed, progress=progress)  # fmt: skip
+                                 copies=min(NEIGHBOURS, (epochs + 1) // 2), seed=seed,
+                                 progress=progress)  # fmt: skip
             refine(adapter, modulation, module, lessons, exact=exact, epochs=epochs, seed=seed,
                    progress=progress)  # fmt: skip
     module = copy.deepcopy(module)
@@ -84,17 +88,21 @@ def make_branch(
 
 def localize(
     task: Task,
+    grid: Grid,
     dense: Module,
     slices: dict[str, ModuleTensor],
     cut: Position,
     share: float,
     seed: int,
+    ranked: list[Ranked] | None = None,
 ) -> tuple[Module, dict[str, ModuleTensor]]:
     """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced."""
     if share >= 1.0:
         return dense, slices
     fit = task.is_new & ~task.held_out
-    features = localised_features(task.source, task.images.views[1][fit], cut, seed)
+    images = task.images.views[1][fit]
+    features = localised_features(task.source, images[:2] if ranked else images, cut, seed)
     example = features[:2]
-    chosen = select(dense, rank_channels(dense, features), share, weight_cells(dense.part, example))
+    cells = weight_cells(dense.part, seen_at(grid, cut, example))
+    chosen = select(dense, ranked or rank_channels(dense, features), share, cells)
     return prune(dense, slices, chosen, example)

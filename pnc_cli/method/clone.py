@@ -66,7 +66,7 @@ def make_clone(
     fitted on all.
     """
     torch.manual_seed(recipe.seed)
-    tap, cut = grid.target.position(candidate.tap), grid.source.position(candidate.cut)
+    tap, cut = grid.target.position(candidate.tap), grid.cut(candidate)
 
     target_pre, z_t, taps = target_features(
         task.target, task.images.views[0], [tap.name], progress=progress

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import Incompatible
+from ..manifest import Candidate
 from ..network.branch import Head, cuts, find_head
 from ..network.build import Network
 from ..network.graph import Trace, trace
@@ -23,6 +24,10 @@ class Grid:
     source: Trace
     head: Head
     pairs: list[tuple[Position, Position]]
+
+    def cut(self, candidate: Candidate) -> Position:
+        """The cut of ``candidate``, at its resolution."""
+        return self.source.position(candidate.cut).at(candidate.resolution)
 
     def kernel(self, tap: Position, cut: Position) -> int:
         """The kernel size of the adapter between two positions."""

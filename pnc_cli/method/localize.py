@@ -13,6 +13,7 @@ when half of the group is masked.  Weights are copied, never trained.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ from .contributions import energies, log_answers, movements
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
 SAMPLES = 256  # localised samples that answers are looked at on
+MASKED = 96  # of them, with half of a group masked, for each group
 CURVED = 3.0  # weight of the answers' movement beside the energy's
 TOLERANCE = 1e-3  # between the masked dense module and the pruned one, relative
 
@@ -46,11 +48,16 @@ class Ranked:
 
 def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
     """Ranks the prunable channels of ``module`` on localised ``features`` (N, ...) at its cut."""
-    groups = prunable_groups(module.part, features[:2])
+    return rank_groups(module, features, prunable_groups(module.part, features[:2]))
+
+
+def rank_groups(module: Module, features: Tensor, groups: list[Group]) -> list[Ranked]:
+    """Ranks the channels of some of the ``groups`` of ``module``."""
     if not groups:
         return []
     some = features[spread(len(features), SAMPLES)]
-    answers = _answers(module, some)
+    few = some[spread(len(some), MASKED)]
+    answers = _answers(module, few)
     ranked = []
     for g, energy, movement in zip(
         groups, energies(module, features, groups), movements(module, some, groups)
@@ -59,7 +66,7 @@ def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
         half = np.ones(g.size, dtype=bool)
         half[order[: g.size // 2]] = False
         with masked(module.part, [(g, half)]):
-            damage = _divergence(answers, _answers(module, some))
+            damage = _divergence(answers, _answers(module, few))
         ranked.append(Ranked(g, order, missing, damage / max(missing[g.size // 2], 1e-9)))
     return ranked
 
@@ -225,7 +232,7 @@ def prices(
 
     Empty when they are above neither.
     """
-    count = lambda shapes: {n: float(np.prod(s)) for n, s in shapes.items()}  # noqa: E731
+    count = lambda shapes: {n: float(math.prod(s)) for n, s in shapes.items()}  # noqa: E731
     macs = lambda numbers: sum(v * cells.get(n, 0) for n, v in numbers.items())  # noqa: E731
     whole, now = count({n: t.shape for n, t in module.part.state_dict().items()}), count(tensors)
     parameters, work = sum(whole.values()), max(macs(whole), 1.0)
@@ -243,7 +250,5 @@ def _saved(
     saved = 0.0
     for (tensor, axis), indices in group.sites.items():
         shape = tensors[tensor]
-        saved += (
-            weight[tensor] * float(np.prod(shape)) * step * indices.shape[1] / max(shape[axis], 1)
-        )
+        saved += weight[tensor] * math.prod(shape) * step * indices.shape[1] / max(shape[axis], 1)
     return max(saved, 1e-12)

@@ -114,10 +114,11 @@ def lessons_of(
     tap: str,
     cut: str,
     *,
+    copies: int = NEIGHBOURS,
     seed: int,
     progress: Progress = no_progress,
 ) -> Lessons:
-    """Runs both networks on neighbours of images, given as uint8 tensors for target and source,
+    """Runs both networks on ``copies`` neighbours of each of the images, given as uint8 tensors for target and source,
     (N, C, H, W) each.  Where memory does not hold all, a part of them is used, evenly drawn.
 
     ``teacher`` is the whole part of the source after ``cut``.
@@ -142,7 +143,7 @@ def lessons_of(
         affordable = MEMORY // max(4 * features.pop().numel(), 1)
         del pre[:], answers[:]
         images = max(1, min(len(views[0]), affordable))
-        copies = max(1, min(NEIGHBOURS, affordable // images))
+        copies = max(1, min(copies, affordable // images))
         chosen = spread(len(views[0]), images)
         for copy in range(copies):
             progress("lessons for the adapter", copy, copies)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import msgspec
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from ..data import Images, Progress, batches, no_progress
 from ..manifest import Candidate, ModuleTensor
-from ..network.adapter import Adapter
+from ..network.adapter import Adapter, resampled
 from ..network.branch import Module, mean_logit, module_after
-from ..network.channels import weight_cells
+from ..network.channels import Group, prunable_groups, weight_cells
 from ..network.graph import INPUT, Position
 from ..network.modulation import fold, identity
 from .adapter import exact_input, ridge
 from .features import BATCH, localised_features, source_features, target_features
 from .grid import Grid
 from .join import fit_one_sided, gate_elsewhere
-from .localize import Ranked, prune, rank_channels, select
+from .localize import Ranked, prune, rank_groups, select
 from .modulation import fit_modulation
 from .probe import probe_images
 from .score import Scores, score
@@ -44,6 +44,20 @@ WORK = 8e11  # MACs of all pairs' modules on all images, about
 ROWS = 40_000  # of a regression
 
 
+@dataclass(frozen=True)
+class Place:
+    """A pair of positions, the cut at some resolution, with the adapter from one to the other."""
+
+    tap: Position
+    cut: Position
+    resolution: float
+    adapter: Adapter
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        return self.tap.name, self.cut.name, self.resolution
+
+
 @dataclass
 class Study:
     """A task on the images of a search, with what both networks say about them."""
@@ -57,10 +71,11 @@ class Study:
     cuts: dict[str, Tensor]
     modules: dict[str, tuple[Module, dict[str, ModuleTensor]]]
     reference: Tensor  # the source's pre-logits
-    adapters: dict[tuple[str, str], Adapter] = field(default_factory=dict)
+    places: dict[tuple[str, str, float], Place | None] = field(default_factory=dict)
     ranked: dict[str, list[Ranked]] = field(default_factory=dict)
-    pairs: list[Candidate] = field(default_factory=list)
-    shares: dict[tuple[str, str, float], Candidate] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+    shares: dict[tuple[str, str, float, float], Candidate] = field(default_factory=dict)
+    tried: dict[tuple[str, str, float, float], Candidate] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, grid: Grid, seed: int, progress: Progress = no_progress) -> Study:
@@ -85,11 +100,12 @@ class Study:
 
         With images the score is the mean accuracy on original and clone classes, averaged with the
         mean probability of the right class, which is less noisy (without original images: the
-        branch's, averaged with the share of the variance of the source's pre-logits that survives), less the ``PRICE`` of the added MACs.  Without images it is that share, on
+        branch's, averaged with the share of the variance of the source's pre-logits that
+        survives), less the ``PRICE`` of the added MACs.  Without images it is that share, on
         generated ones.
         """
         if self.pairs:
-            return self.pairs
+            return list(self.pairs.values())
         for (_, _, kernel, _), group in _groups(self.grid).items():
             tap = group[0][0]
             adapters = fit_adapters(
@@ -98,42 +114,81 @@ class Study:
             )  # fmt: skip
             for (_, cut), adapter in zip(group, adapters):
                 progress("scoring pairs", len(self.pairs), len(self.grid.pairs))
-                self.adapters[tap.name, cut.name] = adapter
-                self.pairs.append(self._candidate(tap, cut, self.modules[cut.name][0], 1.0))
+                place = Place(tap, cut, 1.0, adapter)
+                self.places[place.key] = place
+                found = self.judged(place, self.modules[cut.name][0])
+                self.pairs[tap.name, cut.name] = found
         progress("scoring pairs", len(self.pairs), len(self.pairs))
-        return self.pairs
+        return list(self.pairs.values())
 
-    def score_shares(self, candidate: Candidate, shares: Sequence[float]) -> list[Candidate]:
-        """The pair of ``candidate``, with all its channels, at each share of its module, modulated in
-        closed form."""
-        tap, cut = (
-            self.grid.target.position(candidate.tap),
-            self.grid.source.position(candidate.cut),
-        )
-        module, slices = self.modules[cut.name]
-        example = self.cuts[cut.name][:2]
-        if cut.name not in self.ranked and min(shares) < 1.0:
-            fit = ~self.task.held_out & (self.task.is_new | (self.task.ids < 0))
-            features = localised_features(
-                self.task.source, self.task.images.views[1][fit], cut, self.seed
-            )
-            self.ranked[cut.name] = rank_channels(module, features)
-        cells = weight_cells(module.part, example)
+    def place(self, pair: Candidate, resolution: float) -> Place | None:
+        """The place of ``pair`` at a resolution; None where its module cannot read that."""
+        key = (pair.tap, pair.cut, resolution)
+        if key not in self.places:
+            self.places[key] = self._at(*key)
+        return self.places[key]
+
+    def score_shares(self, place: Place, shares: Sequence[float]) -> list[Candidate]:
+        """A place with each share of its module, modulated in closed form."""
         for share in shares:
-            if (tap.name, cut.name, share) in self.shares:
-                continue
-            pruned, kept = copy.deepcopy(module), slices
-            if share < 1.0:
-                chosen = select(module, self.ranked[cut.name], share, cells)
-                pruned, kept = prune(module, slices, chosen, example)
-            self._modulate(tap, cut, pruned, kept)
-            found = self._candidate(tap, cut, pruned, share)
-            self.shares[tap.name, cut.name, share] = self._refined(found, candidate)
-        return [self.shares[tap.name, cut.name, share] for share in shares]
+            if (*place.key, share) not in self.shares:
+                module, kept = self._pruned(place, share)
+                self._modulate(place, module, kept)
+                self.shares[(*place.key, share)] = self.refined(self.judged(place, module, share))
+        return [self.shares[(*place.key, share)] for share in shares]
 
-    def _refined(self, found: Candidate, dense: Candidate) -> Candidate:
+    def _pruned(self, place: Place, share: float) -> tuple[Module, dict[str, ModuleTensor]]:
+        """A share of the place's module, and how its tensors are sliced."""
+        module, slices = self.modules[place.cut.name]
+        if share >= 1.0:
+            return copy.deepcopy(module), slices
+        self.rank([place.cut.name])
+        example = self.cuts[place.cut.name][:2]
+        cells = weight_cells(module.part, seen_at(self.grid, place.cut, example))
+        chosen = select(module, self.ranked[place.cut.name], share, cells)
+        return prune(module, slices, chosen, example)
+
+    def rank(self, cuts: Iterable[str]) -> None:
+        """Ranks the channels of the modules after ``cuts``.
+
+        What is cut earlier comes first: a group of channels is the same group in every module that
+        has all of it, so it is ranked once.
+        """
+        new = [self.grid.source.position(c) for c in dict.fromkeys(cuts) if c not in self.ranked]
+        for cut in sorted(new, key=lambda c: c.spent):
+            module, _ = self.modules[cut.name]
+            groups = prunable_groups(module.part, self.cuts[cut.name][:2])
+            known = {_stands(r.group): r for ranked in self.ranked.values() for r in ranked}
+            left = [g for g in groups if _stands(g) not in known]
+            if left:
+                fit = ~self.task.held_out & (self.task.is_new | (self.task.ids < 0))
+                features = localised_features(
+                    self.task.source, self.task.images.views[1][fit], cut, self.seed
+                )
+                known |= {_stands(r.group): r for r in rank_groups(module, features, left)}
+            self.ranked[cut.name] = [replace(known[_stands(g)], group=g) for g in groups]
+
+    def _at(self, tap: str, cut: str, resolution: float) -> Place | None:
+        full, there = self.grid.source.position(cut), self.grid.target.position(tap)
+        layout = full.layout.at(resolution)
+        if layout is None or layout == full.layout:
+            return None
+        module, example = self.modules[cut][0], self.cuts[cut][:2]
+        try:
+            found = run_module(module, resampled(example, full.layout, layout))
+        except (RuntimeError, ValueError, IndexError):  # a size stands in its graph
+            return None
+        if [t.shape for t in found] != [t.shape for t in run_module(module, example)]:
+            return None
+        coarse = full.at(resolution)
+        [adapter] = fit_adapters(self.task, there, [coarse], self.taps[tap], [self.cuts[cut]],
+                                 self.grid.kernel(there, coarse), ROWS)  # fmt: skip
+        return Place(there, coarse, resolution, adapter)
+
+    def refined(self, found: Candidate) -> Candidate:
         """``found`` with the score that it will have once refined: refining wins back some of what
-        it lost against ``dense``, the same pair with all its channels."""
+        it lost against the same pair with all its channels and cells."""
+        dense = self.pairs[found.tap, found.cut]
         lost = dense.score + self._price(dense.macs) - found.score - self._price(found.macs)
         score = round(found.score + RECOVERED * max(lost, 0.0), 6)
         return msgspec.structs.replace(found, score=score)
@@ -141,34 +196,39 @@ class Study:
     def _price(self, macs: float) -> float:
         return PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
 
-    def _modulate(self, tap: Position, cut: Position, module: Module, kept) -> None:
+    def _modulate(self, place: Place, module: Module, kept: dict[str, ModuleTensor]) -> None:
         """Puts right in closed form what an adapter and lost channels do to ``module``."""
         fit = ~self.task.held_out
-        seen = self.adapters[tap.name, cut.name](self.taps[tap.name][fit])
-        dense, _ = self.modules[cut.name]
-        fold(module.part, fit_modulation(dense, module, kept, self.cuts[cut.name][fit], seen))
+        seen = place.adapter(self.taps[place.tap.name][fit])
+        dense, _ = self.modules[place.cut.name]
+        features = seen_at(self.grid, place.cut, self.cuts[place.cut.name][fit])
+        fold(module.part, fit_modulation(dense, module, kept, features, seen))
 
-    def largest_shares(self, candidate: Candidate, room: Amounts) -> set[float]:
-        """The share of the candidate's module that each limit of ``room`` leaves by itself.
+    def largest_share(self, place: Place, room: Amounts) -> float:
+        """The largest share of the place's module, about, that ``room`` leaves."""
+        module, _ = self.modules[place.cut.name]
+        beside, whole = self._beside(place), self._adds(place, module)
+        limits = [(limit - fixed) / max(all_of_it - fixed, 1)
+                  for limit, fixed, all_of_it in zip(room, beside, whole) if limit < math.inf]  # fmt: skip
+        shares = [min(max(round(s - 0.005, 2), SMALLEST), 1.0) for s in limits] or [1.0]
+        low, high = min(shares), max(shares)
+        # What is pruned for its MACs loses parameters too, so more than ``low`` may do for both.
+        share = high
+        while high - low > 0.03:
+            adds = self._adds(place, self._pruned(place, share)[0])
+            if all(a <= limit for a, limit in zip(adds, room)):
+                low = share
+            else:
+                high = share
+            share = round((low + high) / 2, 2)
+        return low
 
-        A module pruned for its MACs loses parameters too, so the larger ones may keep to all.
-        """
-        beside = self._beside(candidate.tap, candidate.cut)
-        shares = [(limit - fixed) / max(whole - fixed, 1)
-                  for limit, fixed, whole in zip(room, beside, Amounts.of(candidate))
-                  if limit < math.inf]  # fmt: skip
-        return {1.0 if s >= 1.0 else max(round(s - 0.005, 2), SMALLEST) for s in shares} or {1.0}
-
-    def _candidate(self, tap: Position, cut: Position, module: Module, share: float) -> Candidate:
-        adapter = self.adapters[tap.name, cut.name]
-        pre, z_b = run_module(module, self.taps[tap.name], adapter)
+    def judged(self, place: Place, module: Module, share: float = 1.0) -> Candidate:
+        """What a branch with ``module``, a ``share`` of the place's, gives on the images held out,
+        and what it costs."""
+        pre, z_b = run_module(module, self.taps[place.tap.name], place.adapter)
         scores, fit = self._judge(pre, z_b)
-        dense, _ = self.modules[cut.name]
-        adds = self._beside(tap.name, cut.name) + Amounts(
-            module_macs(self.grid, cut, dense, module, self.cuts[cut.name][:1]),
-            sum(p.numel() for p in module.parameters()),
-            sum(t.numel() * t.element_size() for t in module.part.state_dict().values()),
-        )
+        adds = self._adds(place, module)
         if scores is None:
             worth = fit
         else:
@@ -178,22 +238,33 @@ class Study:
                 else (scores.average + scores.soft) / 2
             )
         worth -= self._price(adds.macs)
+        tap, cut, resolution = place.key
         return Candidate(
-            tap=tap.name, cut=cut.name, share=share, score=round(worth, 6),
+            tap=tap, cut=cut, share=share, resolution=resolution, score=round(worth, 6),
             branch_accuracy=scores and rounded(scores.branch),
             joint_accuracy=scores and rounded(scores.joint),
             average_accuracy=scores and rounded(scores.average),
             locality=scores and rounded(scores.locality), fit=round(fit, 6), **adds._asdict(),
         )  # fmt: skip
 
-    def _beside(self, tap: str, cut: str) -> Amounts:
-        """What a clone of the pair adds beside its module: adapter, modulation and join."""
-        adapter, (module, _) = self.adapters[tap, cut], self.modules[cut]
+    def _adds(self, place: Place, module: Module) -> Amounts:
+        """What a clone of ``place`` with ``module`` costs."""
+        dense, _ = self.modules[place.cut.name]
+        example = self.cuts[place.cut.name][:1]
+        return self._beside(place) + Amounts(
+            module_macs(self.grid, place.cut, dense, module, example),
+            sum(p.numel() for p in module.parameters()),
+            sum(t.numel() * t.element_size() for t in module.part.state_dict().values()),
+        )
+
+    def _beside(self, place: Place) -> Amounts:
+        """What a clone of ``place`` costs beside its module: adapter, modulation and join."""
+        module, _ = self.modules[place.cut.name]
         width = self.target_pre.shape[1] + self.reference.shape[1]
         join = (width + 1) * (self.task.old + self.task.new) if self.task.old else width
-        numbers = join + sum(p.numel() for p in adapter.parameters())
+        numbers = join + sum(p.numel() for p in place.adapter.parameters())
         numbers += sum(t.numel() for t in identity(module.part).values())
-        return Amounts(adapter.macs + join, numbers, 4 * numbers)
+        return Amounts(place.adapter.macs + join, numbers, 4 * numbers)
 
     def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
         """Figures on the held-out images, and the share of the pre-logits' variance explained."""
@@ -232,12 +303,22 @@ class Amounts(NamedTuple):
 
 
 def module_macs(grid: Grid, cut: Position, dense: Module, module: Module, example: Tensor) -> int:
-    """MACs per image of ``module``, a pruned copy of ``dense``, the part after ``cut``."""
-    cells = weight_cells(dense.part, example)
-    before, after = dense.part.state_dict(), module.part.state_dict()
-    whole = dict(grid.source.root.state_dict())
-    sliced = sum((whole[n].numel() - after[n].numel()) * k for n, k in cells.items() if n in before)
-    return grid.source.macs_after(cut) - sliced
+    """MACs per image of ``module``, a pruned copy of ``dense``, the part after ``cut``, at the
+    resolution of ``cut``; ``example`` is a feature at its full one.
+
+    What is no layer's (attention) is counted as it is at full resolution, which is too much.
+    """
+    full = grid.source.position(cut.name)
+    before = weight_cells(dense.part, example)
+    now = weight_cells(dense.part, seen_at(grid, cut, example))
+    whole, after = dict(grid.source.root.state_dict()), module.part.state_dict()
+    saved = sum(whole[n].numel() * before[n] - after[n].numel() * now[n] for n in before)
+    return grid.source.macs_after(full) - saved
+
+
+def seen_at(grid: Grid, cut: Position, features: Tensor) -> Tensor:
+    """The source's ``features`` (N, ...) at a cut, at the resolution of ``cut``."""
+    return resampled(features, grid.source.position(cut.name).layout, cut.layout)
 
 
 def fit_adapters(
@@ -251,7 +332,8 @@ def fit_adapters(
 ) -> list[Adapter]:
     """Closed-form adapters from one tap to cuts of one grid size, from the images not held out."""
     if tap.name == INPUT and cuts[0].name == INPUT:
-        adapter = exact_input(task.target.ref.preprocessing, task.source.ref.preprocessing)
+        views = task.target.ref.preprocessing, task.source.ref.preprocessing
+        adapter = exact_input(tap.layout, cuts[0].layout, *views)
         if adapter is not None:
             return [adapter.to(tap_features.device)]
     adapters = [Adapter(tap.layout, c.layout, kernel).to(tap_features.device) for c in cuts]
@@ -274,6 +356,11 @@ def run_module(
 
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
+
+
+def _stands(group: Group) -> tuple:
+    """Where a group's channels stand: the same in every module that has all of it."""
+    return tuple((*site, indices.tobytes()) for site, indices in group.sites.items())
 
 
 def _groups(grid: Grid) -> dict[tuple, list[tuple[Position, Position]]]:

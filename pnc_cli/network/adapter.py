@@ -23,6 +23,13 @@ def resample(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=grid, mode="bilinear", align_corners=False, antialias=True)
 
 
+def resampled(x: Tensor, at: Layout, wanted: Layout) -> Tensor:
+    """Features ``x`` (B, *at.shape) on the grid of ``wanted``, the same map at another resolution."""
+    if at.grid == wanted.grid:
+        return x
+    return wanted.from_map(resample(at.to_map(x)[0], wanted.grid))
+
+
 class Adapter(nn.Module):
     """Tap features (B, *tap.shape) -> cut features (B, *cut.shape).
 

@@ -8,7 +8,7 @@ The method works on one form only: a channel-first map and a list of prefix toke
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -37,6 +37,17 @@ class Layout:
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+    def at(self, resolution: float) -> Layout | None:
+        """The layout of the same map with so much of its cells along each axis, at least one;
+        None for tokens and vectors, which have no other."""
+        if resolution == 1.0:
+            return self
+        if self.kind not in ("NCHW", "NHWC"):
+            return None
+        h, w = (max(1, round(n * resolution)) for n in self.grid)
+        shape = (self.channels, h, w) if self.kind == "NCHW" else (h, w, self.channels)
+        return replace(self, shape=shape, grid=(h, w))
 
     def to_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, *shape) -> map (B, C, H, W) and prefix tokens (B, P, C) or None."""

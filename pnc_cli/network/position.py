@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from timm.layers import get_notrace_modules
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ class Position:
     depth: float  # share of the network's MACs spent up to here, 0 to 1
     spent: int = 0  # the MACs themselves
     node: str = ""  # the FX node, in a traced network
+
+    def at(self, resolution: float) -> Position:
+        """The same place with its map at another resolution.  Raises ``Incompatible``."""
+        layout = self.layout.at(resolution)
+        if layout is None:
+            raise Incompatible(
+                f"the features at '{self.name}' are {self.layout.kind}, which has one resolution only",
+                hint="leave --resolution out, or name a cut whose features are a map",
+            )
+        return replace(self, layout=layout)
 
 
 @dataclass(frozen=True)

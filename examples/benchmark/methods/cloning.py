@@ -42,7 +42,7 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
     """
     folder = tempfile.TemporaryDirectory()
     place = Path(folder.name)
-    clones, manifests, shared = [], [], Spent()
+    clones, manifests, chosen, shared = [], [], [], Spent()
     for k in range(len(problem.world.sources)):
         given = _shared(
             problem, _gather, k, variant.originals, tuple(variant.taps), tuple(variant.cuts)
@@ -56,6 +56,7 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
         clones.append(place / f"clone{k}.safetensors")
         write_clone(clones[-1], manifest, tensors)
         manifests.append(manifest)
+        chosen.append(_position(found.made))
     patched = place / "patched.safetensors"
     inject(problem.target.path, clones, patched)
 
@@ -75,13 +76,14 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
         added_parameters=sum(m.cost.parameters for m in manifests),
         added_macs=sum(m.cost.macs for m in manifests),
         bytes_shipped=sum(c.stat().st_size for c in clones),
-        settings={"positions": [_position(m) for m in manifests]},
+        settings={"positions": chosen},
         shared=shared,
     )  # fmt: skip
 
 
-def _position(m: Manifest) -> str:
-    return f"{m.tap.position} -> {m.cut.position}, share {m.method.share:g}"
+def _position(c: Candidate) -> str:
+    coarse = f", resolution {c.resolution:.2g}" if c.resolution < 1 else ""
+    return f"{c.tap} -> {c.cut}, share {c.share:g}{coarse}"
 
 
 def _gather(
