@@ -152,3 +152,29 @@ def test_a_scenario_without_its_files_is_skipped_with_a_word(tmp_path):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "skipped cifar10: no " in done.stdout
+
+
+def test_means_are_over_scenarios_whatever_their_amounts(ran, tmp_path):
+    """A scenario run at several amounts of images is one of the others over again."""
+    from examples.benchmark.report import write
+
+    out = tmp_path / "out"
+    out.mkdir()
+    worse = [{**r, "scenario": "amounts", "images_per_class": n, "average_accuracy": 0.1}
+             for r in ran[1] for n in (10, 50) if r["average_accuracy"] is not None]  # fmt: skip
+    for rows_of in ([], worse):
+        lines = [json.dumps(r) for r in (*ran[1], *rows_of)]
+        (out / "results.jsonl").write_text("".join(line + "\n" for line in lines))
+        write(out)
+        text = (out / "RESULTS.md").read_text()
+        gain, kept = [line for line in text.splitlines() if line.startswith("| **mean**")]
+        figures = [
+            w
+            for line in (gain, kept)
+            for w in line.split()
+            if w.startswith("**") and w != "**mean**"
+        ]
+        if not rows_of:
+            alone = figures
+    assert figures == alone and "amounts, 10 a class" in text and "several amounts" in gain
+    assert (out / "plots" / "amounts.png").read_bytes().startswith(b"\x89PNG")

@@ -28,7 +28,7 @@ from pnc_cli.method.task import Task
 
 from .__main__ import DATA, HERE
 from .clock import Clock
-from .methods.cloning import _gather
+from .methods.cloning import task_of
 from .problem import Problem, World
 from .scenario import load
 
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     scenario = load(args.scenario, args.data, args.cache)
     problem = Problem(scenario, args.seed, World(scenario, args.cache))
-    task, grid = _gather(problem, 0, True, (), ())
+    task, grid = task_of(problem, 0, True, (), ())
     problem.warm()
     clock = Clock()
     study = Study.of(task, grid, args.seed)

@@ -118,7 +118,7 @@ def _summary(found: dict[tuple[str, int], list[Group]]) -> list[str]:
             "those that this rival changes. *Ahead*: what has a higher average than the best pnc.", "",
             "| scenario | best parameter tuning | both networks, calibrated | best pnc | gain | changed | ahead |",
             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    gains, changes = [], []
+    gains, changes, alone = [], [], _alone(found)
     for (name, amount), groups in sorted(found.items()):
         scored = [g for g in groups if g.mean("average_accuracy") is not None and g.kind != "bound"]
         scored.sort(key=lambda g: -g.mean("average_accuracy"))
@@ -130,13 +130,26 @@ def _summary(found: dict[tuple[str, int], list[Group]]) -> list[str]:
         if ours and tuned:
             gain = ours.mean("average_accuracy") - tuned.mean("average_accuracy")
             change = (1 - ours.mean("locality")) / max(1 - tuned.mean("locality"), 1e-9)
-            gains, changes = [*gains, gain], [*changes, change]
+            if (name, amount) in alone:
+                gains, changes = [*gains, gain], [*changes, change]
         cells = [_best(tuned), _best(pair), _best(ours), _number(gain, "+.3f"), _number(change, ".2f"),
                  ", ".join(ahead) or "none"]  # fmt: skip
         text.append(f"| {name}, {amount} a class | " + " | ".join(cells) + " |")
     if gains:
-        text.append(f"| **mean** | | | | **{mean(gains):+.3f}** | **{mean(changes):.2f}** | |")
+        text.append(
+            f"| **mean**{_of(alone, found)} | | | | **{mean(gains):+.3f}** | **{mean(changes):.2f}** | |"
+        )
     return [*text, "", *_budgets(found)]
+
+
+def _alone(found: dict[tuple[str, int], list[Group]]) -> list[tuple[str, int]]:
+    """Scenarios with one amount of images: what is run at several is one of them at others."""
+    names = [name for name, _ in found]
+    return [key for key in found if names.count(key[0]) == 1]
+
+
+def _of(counted: list, found: dict) -> str:
+    return "" if len(counted) == len(found) else " (without the scenario of several amounts)"
 
 
 def _budgets(found: dict[tuple[str, int], list[Group]]) -> list[str]:
@@ -146,15 +159,23 @@ def _budgets(found: dict[tuple[str, int], list[Group]]) -> list[str]:
     )
     text = ["Average accuracy of each row of pnc as a share of that of both networks, calibrated (added MACs in brackets):", "",
             "| scenario | " + " | ".join(labels) + " |", "|---" * (len(labels) + 1) + "|"]  # fmt: skip
-    for (name, amount), groups in sorted(found.items()):
-        by_name = {g.method: g for g in groups}
+    kept: dict[str, list[float]] = {label: [] for label in labels}
+    alone = _alone(found)
+    for key, groups in sorted(found.items()):
+        by_name, cells = {g.method: g for g in groups}, []
         pair = by_name.get("both, calibrated")
-        cells = [
-            f"{g.mean('average_accuracy') / pair.mean('average_accuracy'):.3f} (+{g.macs:.2f})"
-            if pair and (g := by_name.get(label)) else "-"
-            for label in labels
-        ]  # fmt: skip
-        text.append(f"| {name}, {amount} a class | " + " | ".join(cells) + " |")
+        for label in labels:
+            g = by_name.get(label)
+            if pair is None or g is None:
+                cells.append("-")
+                continue
+            share = g.mean("average_accuracy") / pair.mean("average_accuracy")
+            cells.append(f"{share:.3f} (+{g.macs:.2f})")
+            if key in alone:
+                kept[label].append(share)
+        text.append(f"| {key[0]}, {key[1]} a class | " + " | ".join(cells) + " |")
+    means = [f"**{mean(shares):.3f}**" if shares else "-" for shares in kept.values()]
+    text.append(f"| **mean**{_of(alone, found)} | " + " | ".join(means) + " |")
     return [*text, ""]
 
 
@@ -308,15 +329,11 @@ def _by_amount(name: str, by_amount: dict[int, list[Group]], file: Path) -> None
         kind = points[0][1].kind
         axes.plot([a for a, _ in points], [g.mean("average_accuracy") for _, g in points], label=method,
                   marker=MARKERS[k % len(MARKERS)], color=COLOURS[kind], alpha=0.8)  # fmt: skip
-    for amount, g in series.get("pnc", []):
-        where = g.rows[0].settings.get("positions", [""])[0]
-        axes.annotate(
-            where,
-            (amount, g.mean("average_accuracy")),
-            fontsize=7,
-            xytext=(0, 6),
-            textcoords="offset points",
-        )
+    for label in ("pnc", "pnc, half"):  # where the branch is attached moves with the images
+        for amount, g in series.get(label, []):
+            where = g.rows[0].settings.get("positions", [""])[0]
+            axes.annotate(where, (amount, g.mean("average_accuracy")), fontsize=6,
+                          xytext=(0, 6 if label == "pnc" else -10), textcoords="offset points")  # fmt: skip
     axes.set(
         xscale="log",
         title=f"{name}: images per class",

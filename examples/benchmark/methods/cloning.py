@@ -45,7 +45,7 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
     clones, manifests, chosen, shared = [], [], [], Spent()
     for k in range(len(problem.world.sources)):
         given = _shared(
-            problem, _gather, k, variant.originals, tuple(variant.taps), tuple(variant.cuts)
+            problem, task_of, k, variant.originals, tuple(variant.taps), tuple(variant.cuts)
         )
         task, grid = given.made
         study = _shared(problem, _study, task, grid)
@@ -86,7 +86,7 @@ def _position(c: Candidate) -> str:
     return f"{c.tap} -> {c.cut}, share {c.share:g}{coarse}"
 
 
-def _gather(
+def task_of(
     problem: Problem, k: int, originals: bool, taps: tuple, cuts: tuple
 ) -> tuple[Task, Grid]:
     """What is to be cloned from source ``k``."""
