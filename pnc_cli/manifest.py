@@ -202,6 +202,7 @@ class Candidate(_Strict):
     parameters: Natural
     macs: Natural
     bytes: Natural
+    module_parameters: Natural = 0  # of the copied part, of ``parameters``; 0 where not known
     resolution: float = 1.0  # of the cut's grid, along each axis
 
 

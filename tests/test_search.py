@@ -9,6 +9,7 @@ import pytest
 from pnc_cli.data import open_images
 from pnc_cli.manifest import Candidate
 from pnc_cli.method import search as searching
+from pnc_cli.method.branch import localize
 from pnc_cli.method.grid import make_grid
 from pnc_cli.method.localize import rank_channels
 from pnc_cli.method.search import LEAST, Budget, search
@@ -118,3 +119,17 @@ def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
     study.tried.clear()
     assert search(studied.task, studied.grid, seed=0, budget=budget, study=study)
     assert all(c in study.shares.values() for c in study.tried.values())  # guesses, as they were
+
+
+def test_a_clone_keeps_no_more_parameters_than_the_search_counted_on(studied):
+    task, grid, study = studied.task, studied.grid, studied.study
+    pair = study.pairs["maxpool", "maxpool"]
+    [found] = study.score_shares(study.place(pair, 1.0), [0.5])
+    dense, slices = study.modules["maxpool"]
+    count = lambda c: sum(
+        p.numel() for p in localize(task, grid, dense, slices, c, 0)[0].parameters()
+    )  # noqa: E731
+    free = count(msgspec.structs.replace(found, module_parameters=0))
+    assert found.module_parameters > 0 and free > 0
+    fewer = round(0.9 * free)
+    assert 0.7 * fewer < count(msgspec.structs.replace(found, module_parameters=fewer)) <= fewer

@@ -12,17 +12,18 @@ from ..manifest import Candidate, ModuleTensor
 from ..network.adapter import Adapter
 from ..network.branch import Module, module_after
 from ..network.channels import weight_cells
-from ..network.graph import INPUT, Position
+from ..network.graph import INPUT
 from ..network.modulation import fold
 from .features import localised_features
 from .grid import Grid
 from .localize import Ranked, prune, rank_channels, select
 from .modulation import fit_modulation
 from .refine import NEIGHBOURS, affordable_epochs, lessons_of, refine
-from .study import fit_adapters, module_macs, seen_at
+from .study import SMALLEST, fit_adapters, module_macs, seen_at
 from .task import Task
 
 ROWS = 400_000  # of the adapter's regression
+STEP = 0.01  # of a share
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def make_branch(
     """
     tap, cut = grid.target.position(candidate.tap), grid.cut(candidate)
     dense, slices = module_after(grid.source, grid.head, cut, task.columns)
-    module, kept = localize(task, grid, dense, slices, cut, candidate.share, seed, ranked)
     [adapter] = fit_adapters(task, tap, [cut], taps, [cuts], grid.kernel(tap, cut), ROWS)
+    module, kept = localize(task, grid, dense, slices, candidate, seed, ranked)
     macs = adapter.macs + module_macs(grid, cut, dense, module, cuts[:1])
     parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
 
@@ -91,12 +92,17 @@ def localize(
     grid: Grid,
     dense: Module,
     slices: dict[str, ModuleTensor],
-    cut: Position,
-    share: float,
+    candidate: Candidate,
     seed: int,
     ranked: list[Ranked] | None = None,
 ) -> tuple[Module, dict[str, ModuleTensor]]:
-    """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced."""
+    """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced.
+
+    A share is of parameters and MACs alike, and what is pruned for its MACs often has fewer
+    parameters left; how many depends on the images that channels are ranked on.  No more are kept
+    than the search counted on.
+    """
+    cut, share, most = grid.cut(candidate), candidate.share, candidate.module_parameters
     if share >= 1.0:
         return dense, slices
     fit = task.is_new & ~task.held_out
@@ -104,5 +110,11 @@ def localize(
     features = localised_features(task.source, images[:2] if ranked else images, cut, seed)
     example = features[:2]
     cells = weight_cells(dense.part, seen_at(grid, cut, example))
-    chosen = select(dense, ranked or rank_channels(dense, features), share, cells)
-    return prune(dense, slices, chosen, example)
+    ranked = ranked or rank_channels(dense, features)
+    while True:
+        chosen = select(dense, ranked, share, cells)
+        module, kept = prune(dense, slices, chosen, example)
+        parameters = sum(p.numel() for p in module.parameters())
+        if not most or parameters <= most or share <= SMALLEST:
+            return module, kept
+        share -= STEP

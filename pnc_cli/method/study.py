@@ -245,6 +245,7 @@ class Study:
             joint_accuracy=scores and rounded(scores.joint),
             average_accuracy=scores and rounded(scores.average),
             locality=scores and rounded(scores.locality), fit=round(fit, 6), **adds._asdict(),
+            module_parameters=sum(p.numel() for p in module.parameters()),
         )  # fmt: skip
 
     def _adds(self, place: Place, module: Module) -> Amounts:
