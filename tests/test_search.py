@@ -126,9 +126,11 @@ def test_a_clone_keeps_no_more_parameters_than_the_search_counted_on(studied):
     pair = study.pairs["maxpool", "maxpool"]
     [found] = study.score_shares(study.place(pair, 1.0), [0.5])
     dense, slices = study.modules["maxpool"]
-    count = lambda c: sum(
-        p.numel() for p in localize(task, grid, dense, slices, c, 0)[0].parameters()
-    )  # noqa: E731
+
+    def count(c):
+        module, _ = localize(task, grid, dense, slices, c, 0)
+        return sum(p.numel() for p in module.parameters())
+
     free = count(msgspec.structs.replace(found, module_parameters=0))
     assert found.module_parameters > 0 and free > 0
     fewer = round(0.9 * free)
