@@ -198,7 +198,9 @@ def _section(name: str, amount: int, groups: list[Group], pictures: list[str]) -
             "| method | " + " | ".join(h for h, _ in QUALITY) + " |", "|---" * (len(QUALITY) + 1) + "|"]  # fmt: skip
     for g in groups:
         text.append(
-            f"| {g.method} | " + " | ".join(_spread(g.values(n)) for _, n in QUALITY) + " |"
+            f"| {_titled(g, seeds)} | "
+            + " | ".join(_spread(g.values(n)) for _, n in QUALITY)
+            + " |"
         )
     costs: list[tuple[str, Callable[[Group], str]]] = [
         (
@@ -221,8 +223,14 @@ def _section(name: str, amount: int, groups: list[Group], pictures: list[str]) -
         "|---" * (len(costs) + 1) + "|",
     ]
     for g in groups:
-        text.append(f"| {g.method} | " + " | ".join(f(g) for _, f in costs) + " |")
+        text.append(f"| {_titled(g, seeds)} | " + " | ".join(f(g) for _, f in costs) + " |")
     return [*text, "", *(f"![]({p})" for p in pictures), ""]
+
+
+def _titled(group: Group, seeds: int) -> str:
+    """A row's name, with its seeds where the others have more."""
+    few = len(group.rows)
+    return group.method + ("" if few == seeds else f" ({few} seed{'s' * (few > 1)})")
 
 
 def _spread(values: list[float]) -> str:
