@@ -205,6 +205,12 @@ class Candidate(_Strict):
     module_parameters: Natural = 0  # of the copied part, of ``parameters``; 0 where not known
     resolution: float = 1.0  # of the cut's grid, along each axis
 
+    @property
+    def kept(self) -> str:
+        """How much of the copied part stays, in words."""
+        coarse = f", resolution {self.resolution:g}" if self.resolution < 1 else ""
+        return f"share {self.share:g}{coarse}"
+
 
 class Plan(_Strict):
     """What ``pnc search`` found; ``pnc clone --plan`` takes the chosen candidate from it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import UsageError
-from .manifest import Candidate, Plan
+from .manifest import Plan
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -40,21 +40,16 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
     axes.plot([c.macs / plan.target_macs for c in best], [worth(c) for c in best],
               "o-", ms=4, color="tab:blue", label="nothing as cheap is better")  # fmt: skip
     for c in best:
-        axes.annotate(_named(c), (c.macs / plan.target_macs, worth(c)),
+        axes.annotate(f"{c.tap} → {c.cut}, {c.kept}", (c.macs / plan.target_macs, worth(c)),
                       xytext=(4, -9), textcoords="offset points", fontsize=6)  # fmt: skip
     chosen = plan.candidates[plan.chosen]
     axes.plot(chosen.macs / plan.target_macs, worth(chosen), "*", ms=14, color="tab:red",
-              label=f"chosen: {_named(chosen)}")  # fmt: skip
+              label=f"chosen: {chosen.tap} → {chosen.cut}, {chosen.kept}")  # fmt: skip
     axes.set_xlabel("MACs added, of the target's")
     axes.set_ylabel(_axis(plan))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(file, format=kind.lower().lstrip("."), dpi=150)
-
-
-def _named(c: Candidate) -> str:
-    coarse = f", resolution {c.resolution:.2g}" if c.resolution < 1 else ""
-    return f"{c.tap} → {c.cut}, share {c.share:g}{coarse}"
 
 
 def _axis(plan: Plan) -> str:

@@ -91,21 +91,22 @@ def _spread(names: list[str], args: argparse.Namespace, jobs: int, threads: int)
     """
     options = [a for a in sys.argv[1:] if a not in names] + ["--jobs=1", f"--threads={threads}"]
     env = {**os.environ, "PNC_BENCHMARK_WORKER": "1"}
-    waiting = [(name, _seeds(name, args)) for name in names]
+    others_options = [a for a in options if a != "--upper-bound"]  # that is for the first seed
+    waiting = [(name, _seeds(name, args), options) for name in names]
     running: dict[subprocess.Popen, tuple[str, list[int]]] = {}
     failed = 0
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                name, seeds = waiting.pop(0)
-                command = [sys.executable, "-m", "examples.benchmark", name, *options]
+                name, seeds, given = waiting.pop(0)
+                command = [sys.executable, "-m", "examples.benchmark", name, *given]
                 command += [f"--seeds={seeds[0]}"] if seeds else []
                 running[subprocess.Popen(command, env=env)] = name, seeds[1:]
             time.sleep(0.5)
             for done in [r for r in running if r.poll() is not None]:
                 failed += bool(done.returncode)
                 name, others = running.pop(done)
-                waiting += [(name, [seed]) for seed in others]
+                waiting += [(name, [seed], others_options) for seed in others]
     finally:
         for r in running:
             r.terminate()
@@ -120,7 +121,12 @@ def _seeds(name: str, args: argparse.Namespace) -> list[int]:
         given = load(name, args.data, args.cache).seeds
     except Skipped:
         return []
-    return [int(s) for s in args.seeds.split(",")] if args.seeds else given
+    return _wanted(args) or given
+
+
+def _wanted(args: argparse.Namespace) -> list[int]:
+    """The seeds of ``--seeds``; none where it is not given."""
+    return [int(s) for s in args.seeds.split(",")] if args.seeds else []
 
 
 def _run(name: str, args: argparse.Namespace, threads: int) -> int:
@@ -135,9 +141,8 @@ def _run(name: str, args: argparse.Namespace, threads: int) -> int:
     import torch
 
     torch.set_num_threads(threads)
-    args.first_seed = scenario.seeds[0]
-    if args.seeds:
-        object.__setattr__(scenario, "seeds", [int(s) for s in args.seeds.split(",")])
+    if seeds := _wanted(args):
+        object.__setattr__(scenario, "seeds", seeds)
     from .problem import Problem, World
 
     failed = 0
@@ -161,7 +166,7 @@ def _rows(problem, args: argparse.Namespace) -> int:  # noqa: ANN001
     label = s.name if s.images_per_class == 100 else f"{s.name}@{s.images_per_class}"
     wanted = [w.strip() for w in args.methods.split(",")] if args.methods else [""]
     target_macs = sum(trace(problem.target.model, problem.target.input_size).macs.values())
-    for method in methods_of(s, upper_bound=args.upper_bound and problem.seed == args.first_seed):
+    for method in methods_of(s, upper_bound=args.upper_bound and problem.seed == s.seeds[0]):
         if not method.name.startswith(tuple(wanted)):
             continue
         rows, key = read_rows(args.out / "results.jsonl"), key_of(problem, method)

@@ -120,10 +120,7 @@ def clone(
                 progress=progress,
             )
             chosen = found.candidates[found.chosen]
-        report.note(
-            f"position: target '{chosen.tap}' -> source '{chosen.cut}', share {chosen.share:g}"
-            + (f", resolution {chosen.resolution:g}" if chosen.resolution < 1 else "")
-        )
+        report.note(f"position: target '{chosen.tap}' -> source '{chosen.cut}', {chosen.kept}")
         recipe = Recipe(name or default_name(task.classes), epochs, seed)
         manifest, tensors = make_clone(task, grid, chosen, recipe, progress=progress)
     write_clone(output, manifest, tensors, force=force, inputs=[source, target])

@@ -82,8 +82,7 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
 
 
 def _position(c: Candidate) -> str:
-    coarse = f", resolution {c.resolution:.2g}" if c.resolution < 1 else ""
-    return f"{c.tap} -> {c.cut}, share {c.share:g}{coarse}"
+    return f"{c.tap} -> {c.cut}, {c.kept}"
 
 
 def task_of(
