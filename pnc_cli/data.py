@@ -23,6 +23,10 @@ from torch import Tensor
 from .errors import BadInput, Incompatible
 from .manifest import Preprocessing
 
+PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
+TOGETHER = 4000  # images of all classes, about, where that is fewer, but
+LEAST = 5  # of each
+
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 
@@ -90,6 +94,14 @@ def open_images(source: str) -> ImageSource:
         raise BadInput(f"{source}: no images found",
                        hint="expected one sub-folder a class: DATA/cat/1.jpg, …")  # fmt: skip
     return ImageSource(source, by_class, dataset)
+
+
+def images_per_class(asked: int | None, classes: int) -> int | None:
+    """How many images to read of each of so many classes, None for all: as ``asked`` (0: all), else
+    ``PER_CLASS``, and fewer where the classes are many."""
+    if asked is not None:
+        return asked or None
+    return min(PER_CLASS, max(LEAST, TOGETHER // max(classes, 1)))
 
 
 def choose(

@@ -21,7 +21,7 @@ from torch import Tensor
 from .checkpoint.atomic import check_output
 from .checkpoint.header import read_header
 from .clone_file import Clone, raw_sha256, write_clone
-from .data import Images, Progress, choose, load_images, no_progress, open_images
+from .data import Images, Progress, choose, images_per_class, load_images, no_progress, open_images
 from .errors import BadInput
 from .evaluate import answers
 from .manifest import Patched
@@ -96,7 +96,8 @@ def inject_together(
 ) -> tuple[Patched, Recalibrated]:
     """Injects ``clones`` and recalibrates the joins of all clones that are then in the target.
 
-    ``data`` holds images of every class of the patched checkpoint, ``limit`` a class are read;
+    ``data`` holds images of every class of the patched checkpoint, ``limit`` a class are read
+    (0: all; None: as many as are useful);
     raises ``BadInput`` naming a class that has none.
     """
     check_output(output, force=force, inputs=[target, *clones])
@@ -110,7 +111,9 @@ def inject_together(
                 f"{source.name}: no images of class '{missing[0]}'",
                 hint="recalibrating needs images of every class, original and cloned",
             )
-        chosen = choose(source, model.label_names, limit, seed)
+        chosen = choose(
+            source, model.label_names, images_per_class(limit, len(model.label_names)), seed
+        )
         images = load_images(
             source, chosen, [preprocessing_of(model)], skip_bad=skip_bad, progress=progress
         )

@@ -7,8 +7,8 @@ from networks import draw_folder, make_network, save_checkpoint
 
 from pnc_cli import load
 from pnc_cli.errors import Incompatible
+from pnc_cli.method.cost import module_macs
 from pnc_cli.method.grid import make_grid
-from pnc_cli.method.study import module_macs
 from pnc_cli.network.adapter import resampled
 from pnc_cli.network.branch import module_after
 from pnc_cli.network.build import load_network
@@ -100,7 +100,7 @@ def test_tokens_are_refused(made, tmp_path):
     draw_folder(tmp_path / "data", ["red", "yellow", "purple"], 5)
     ran = pnc_forked("search", "vit.safetensors", made.target, "--data", "data", "--tap", "layer1", "--cut",
                      "blocks.0", "--resolution", "0.5", cwd=tmp_path)  # fmt: skip
-    assert ran.code == 4 and "another resolution" in ran.err and "--resolution" in ran.err
+    assert ran.code == 4 and "at resolution 0.5" in ran.err and "--resolution" in ran.err
     grid = make_grid(load_network(tmp_path / "vit.safetensors"), load_network(made.target))
     with pytest.raises(Incompatible, match="NLC"):
         grid.source.position("blocks.0").at(0.5)

@@ -9,11 +9,13 @@ import pytest
 from pnc_cli.data import open_images
 from pnc_cli.manifest import Candidate
 from pnc_cli.method import search as searching
+from pnc_cli.method import study as studying
 from pnc_cli.method.branch import localize
+from pnc_cli.method.features import localised_features
 from pnc_cli.method.grid import make_grid
 from pnc_cli.method.localize import rank_channels
 from pnc_cli.method.search import LEAST, Budget, search
-from pnc_cli.method.study import RECOVERED, Study, localised_features
+from pnc_cli.method.study import RECOVERED, Study
 from pnc_cli.method.task import gather, parse_classes
 from pnc_cli.network.build import load_network
 
@@ -34,18 +36,21 @@ def studied(pair):
     return SimpleNamespace(task=task, grid=grid, study=Study.of(task, grid, seed=0))
 
 
-def test_half_of_what_a_share_loses_is_taken_for_recovered():
-    study = SimpleNamespace(pairs={("a", "b"): candidate(0.8)}, _price=lambda macs: 0.0)
-    refined = lambda c: Study.refined(study, c).score  # noqa: E731
-    assert refined(candidate(0.6, share=0.5)) == pytest.approx(0.6 + RECOVERED * 0.2)
-    assert refined(candidate(0.9, share=0.5)) == pytest.approx(0.9)  # it lost nothing
-
-
-def test_what_is_recovered_is_accuracy_not_price():
-    prices = {10: 0.05, 5: 0.02}
-    study = SimpleNamespace(pairs={("a", "b"): candidate(0.75, macs=10)}, _price=prices.get)
-    found = Study.refined(study, candidate(0.68, share=0.5, macs=5))
-    assert found.score == pytest.approx(0.68 + RECOVERED * (0.8 - 0.7))
+@pytest.mark.parametrize(
+    ("dense", "found", "expected"),
+    [
+        (candidate(0.8), candidate(0.6, share=0.5), 0.6 + RECOVERED * 0.2),
+        (candidate(0.8), candidate(0.9, share=0.5), 0.9),  # it lost nothing
+        # of the accuracy 0.8 and 0.7: a price is not recovered
+        (candidate(0.75, macs=10), candidate(0.68, share=0.5, macs=5), 0.68 + RECOVERED * 0.1),
+    ],
+)
+def test_half_of_the_accuracy_that_a_share_loses_is_taken_for_recovered(
+    monkeypatch, dense, found, expected
+):
+    monkeypatch.setattr(studying, "price", lambda grid, macs: {1: 0.0, 10: 0.05, 5: 0.02}[macs])
+    study = SimpleNamespace(pairs={("a", "b"): dense}, grid=None)
+    assert Study.refined(study, found).score == pytest.approx(expected)
 
 
 def test_a_group_is_ranked_once_for_all_modules_that_have_it(studied):

@@ -140,6 +140,9 @@ def _run(name: str, args: argparse.Namespace, threads: int) -> int:
         return 0
     import torch
 
+    from pnc_cli.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as pnc's commands do
     torch.set_num_threads(threads)
     if seeds := _wanted(args):
         object.__setattr__(scenario, "seeds", seeds)

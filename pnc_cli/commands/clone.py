@@ -62,7 +62,7 @@ def clone(
             min=0,
         ),
     ] = None,
-    limit: o.Limit = 100,
+    limit: o.Limit = None,
     no_originals: o.NoOriginals = False,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,

@@ -34,7 +34,7 @@ def evaluate(
         ),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the forward pass too.")] = False,
-    limit: o.Limit = 0,
+    limit: o.EvalLimit = 0,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
@@ -52,10 +52,12 @@ def evaluate(
     checkpoint = o.checkpoint(checkpoint, "CKPT")
     with report.progress() as progress:
         from .. import evaluate as core
+        from ..allocator import keep_freed_memory
         from ..data import choose, load_images, open_images
         from ..network.build import check_device
         from ..network.patched import load, preprocessing_of
 
+        keep_freed_memory()
         floors = _floors(fail_under, core.METRICS)
         model = load(
             checkpoint, clone or (), architecture=arch, model_args=o.model_args(args, "--args"),

@@ -35,7 +35,7 @@ def inject(
             "(folder or .tar): joins change, modules do not.",
         ),
     ] = None,  # fmt: skip
-    limit: o.Limit = 100,
+    limit: o.Limit = None,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
     force: o.Force = False,
@@ -60,10 +60,12 @@ def inject(
         patched = inject_clones(target, clones, output, rename=names, force=force)
     else:
         with report.progress() as progress:
+            from ..allocator import keep_freed_memory
             from ..recalibrate import inject_together
 
+            keep_freed_memory()
             patched, gain = inject_together(
-                target, clones, output, data, limit=limit or None, seed=seed,
+                target, clones, output, data, limit=limit, seed=seed,
                 rename=names, skip_bad=skip_bad, force=force, progress=progress,
             )  # fmt: skip
         report.note(

@@ -19,6 +19,13 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs that
 Seed = Annotated[int, typer.Option("--seed", help="Same inputs, same seed, same bytes.", min=0)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
 Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit-per-class", min=0,
+        help="Most images read of each class (0: all). Default: 100, fewer where there are more than 40 original classes.",
+    ),
+]  # fmt: skip
+EvalLimit = Annotated[
     int, typer.Option("--limit-per-class", help="Most images read of each class (0: all).", min=0)
 ]
 SkipBad = Annotated[

@@ -21,7 +21,7 @@ class Request:
     target: Path
     classes: list[str]
     data: str | None
-    limit: int
+    limit: int | None
     originals: bool
     skip_bad: bool
     seed: int
@@ -33,10 +33,12 @@ class Request:
 
     def load(self, report: Report, progress: Progress) -> Task:
         """Loads both networks and the images, and says on stderr what will be used."""
+        from ..allocator import keep_freed_memory
         from ..data import open_images
         from ..method.task import default_classes, gather, parse_classes
         from ..network.build import check_device, load_network
 
+        keep_freed_memory()
         device = check_device(self.device)
         source = load_network(
             self.source, architecture=self.source_arch, what="--source-arch", device=device,
@@ -49,7 +51,7 @@ class Request:
         classes = parse_classes(self.classes or default_classes(source, target), source, target)
         task = gather(
             source, target, classes, open_images(self.data) if self.data else None,
-            limit=self.limit or None, originals=self.originals, seed=self.seed,
+            limit=self.limit, originals=self.originals, seed=self.seed,
             skip_bad=self.skip_bad, progress=progress,
         )  # fmt: skip
         report.note(

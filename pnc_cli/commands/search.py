@@ -52,7 +52,7 @@ def search(
     max_params: o.MaxParams = None,
     max_bytes: o.MaxBytes = None,
     top: Annotated[int, typer.Option("--top", help="Candidates to print (0: all).", min=0)] = 10,
-    limit: o.Limit = 100,
+    limit: o.Limit = None,
     no_originals: o.NoOriginals = False,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,

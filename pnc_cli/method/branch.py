@@ -14,12 +14,13 @@ from ..network.branch import Module, module_after
 from ..network.channels import weight_cells
 from ..network.graph import INPUT
 from ..network.modulation import fold
+from .cost import module_macs
 from .features import localised_features
 from .grid import Grid
 from .localize import Ranked, prune, rank_channels, select
 from .modulation import fit_modulation
 from .refine import NEIGHBOURS, affordable_epochs, lessons_of, refine
-from .study import SMALLEST, fit_adapters, module_macs, seen_at
+from .study import SMALLEST, fit_adapters
 from .task import Task
 
 ROWS = 400_000  # of the adapter's regression
@@ -70,7 +71,7 @@ def make_branch(
         epochs = 0
     if not (exact and whole and tap.layout.grid == cut.layout.grid):
         fit = ~task.held_out
-        features = seen_at(grid, cut, cuts[fit])
+        features = grid.resampled(cut, cuts[fit])
         modulation = fit_modulation(dense, module, kept, features, adapter(taps[fit]))
         if epochs is None:
             epochs = affordable_epochs(macs, int(fit.sum()))
@@ -109,7 +110,7 @@ def localize(
     images = task.images.views[1][fit]
     features = localised_features(task.source, images[:2] if ranked else images, cut, seed)
     example = features[:2]
-    cells = weight_cells(dense.part, seen_at(grid, cut, example))
+    cells = weight_cells(dense.part, grid.resampled(cut, example))
     ranked = ranked or rank_channels(dense, features)
     while True:
         chosen = select(dense, ranked, share, cells)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..clone_file import RawTensor, raw_sha256
-from ..data import Progress, no_progress
+from ..data import Progress, batches, no_progress, spread
 from ..manifest import (
     CLONE_SCHEMA,
     Candidate,
@@ -32,14 +32,17 @@ from ..network.branch import features_of, mean_logit, slice_tensor
 from ..network.build import Network, raw_tensor, read_tensors
 from ..network.join import Join
 from ..network.modulation import PREFIX, layers_of
+from ..network.position import Position
 from ..patch import open_checkpoint
-from .branch import make_branch
-from .features import source_features, target_features
+from .branch import Branch, make_branch
+from .features import BATCH, source_features, target_features
 from .grid import Grid
 from .join import fit_gaussian, fit_one_sided
 from .score import score, share
 from .study import rounded, run_module
-from .task import Task
+from .task import Task, kept
+
+MEMORY = 4 << 30  # bytes of features of a clone's images at tap and cut, at most
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,8 @@ def make_clone(
     """
     torch.manual_seed(recipe.seed)
     tap, cut = grid.target.position(candidate.tap), grid.cut(candidate)
-
-    target_pre, z_t, taps = target_features(
-        task.target, task.images.views[0], [tap.name], progress=progress
-    )
-    source_logits, cuts = source_features(
-        task.source, task.images.views[1], [cut], progress=progress
-    )
-    branch = make_branch(task, grid, candidate, taps[tap.name], cuts[cut.name],
-                         epochs=recipe.epochs, seed=recipe.seed, progress=progress)  # fmt: skip
-    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
-
-    evidence = [t.cpu() for t in (target_pre, pre, z_t, z_b)]
+    branch, evidence = _branch_of(task, grid, candidate, recipe, progress)
+    source_logits, _ = source_features(task.source, task.images.views[1][task.judged])
     measured = _measure(
         task, fit_join(task, grid, evidence, ~task.held_out), evidence, source_logits.cpu()
     )
@@ -113,7 +106,7 @@ def make_clone(
             parameters=_size(learned),
         ),
         join=JoinInfo(
-            kind=join.kind, target_features=target_pre.shape[1], branch_features=pre.shape[1],
+            kind=join.kind, target_features=evidence[0].shape[1], branch_features=evidence[1].shape[1],
             parameters=_size(join.state_dict()),
         ),
         method=Method(
@@ -131,6 +124,53 @@ def make_clone(
         tensors_sha256=raw_sha256(tensors),
     )  # fmt: skip
     return manifest, tensors
+
+
+def _branch_of(
+    task: Task, grid: Grid, candidate: Candidate, recipe: Recipe, progress: Progress
+) -> tuple[Branch, list[Tensor]]:
+    """The branch, made from as many images as memory allows, and :func:`evidence_of` all."""
+    tap, cut = grid.target.position(candidate.tap), grid.source.position(candidate.cut)
+    part = _that_fit(task, tap.layout.elements + cut.layout.elements)
+    target_pre, z_t, taps = target_features(
+        task.target, part.images.views[0], [tap.name], progress=progress
+    )
+    _, cuts = source_features(task.source, part.images.views[1], [cut], progress=progress)
+    branch = make_branch(part, grid, candidate, taps[tap.name], cuts[cut.name],
+                         epochs=recipe.epochs, seed=recipe.seed, progress=progress)  # fmt: skip
+    if part is not task:
+        return branch, evidence_of(task, tap, branch, progress)
+    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
+    return branch, [t.cpu() for t in (target_pre, pre, z_t, z_b)]
+
+
+def _that_fit(task: Task, elements: int) -> Task:
+    """The task on as many images as ``MEMORY`` holds the features of, so many ``elements`` each,
+    half of them clone images: the task itself, unless it has very many or large ones."""
+    most = int(MEMORY / (4 * elements))
+    old, new = (mask.nonzero()[:, 0] for mask in (~task.is_new, task.is_new))
+    if len(task.ids) <= most:
+        return task
+    few = min(len(new), max(most // 2, most - len(old)))
+    keep = torch.zeros_like(task.held_out)
+    keep[new[spread(len(new), few)]] = True
+    keep[old[spread(len(old), most - few)]] = True
+    return kept(task, keep)
+
+
+def evidence_of(
+    task: Task, tap: Position, branch: Branch, progress: Progress = no_progress
+) -> list[Tensor]:
+    """[target pre-logits, branch pre-logits, z_T, z_B] of all images, the features at the tap of a
+    batch at a time."""
+    found = []
+    for part in batches(len(task.ids), BATCH):
+        progress("answers of target and branch", part.start, len(task.ids))
+        target_pre, z_t, taps = target_features(task.target, task.images.views[0][part], [tap.name])
+        pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
+        found.append([t.cpu() for t in (target_pre, pre, z_t, z_b)])
+    progress("answers of target and branch", len(task.ids), len(task.ids))
+    return [torch.cat(tensors) for tensors in zip(*found)]
 
 
 def fit_join(task: Task, grid: Grid, evidence: Sequence[Tensor], fit: Tensor) -> Join:
@@ -151,11 +191,12 @@ def copied(source: Network, kept: dict[str, ModuleTensor]) -> dict[str, Tensor]:
 
 
 def _measure(task: Task, join: Join, evidence: Sequence[Tensor], source_logits: Tensor) -> Measured:
+    """``source_logits`` are of the judged images alone."""
     judged = task.judged
     target_pre, pre, z_t, z_b = (t[judged] for t in evidence)
     scores = score(z_t, join(target_pre, pre, z_t, z_b), task.label_index[judged])
     new = task.is_new[judged]
-    source_right = source_logits[judged][:, task.columns].argmax(1) == task.ids[judged] - task.old
+    source_right = source_logits[:, task.columns].argmax(1) == task.ids[judged] - task.old
     return Measured(
         images=int(judged.sum()),
         branch_accuracy=rounded(scores.branch),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..errors import Incompatible
 from ..manifest import Candidate
+from ..network.adapter import resampled
 from ..network.branch import Head, cuts, find_head
 from ..network.build import Network
 from ..network.graph import Trace, trace
@@ -28,6 +31,10 @@ class Grid:
     def cut(self, candidate: Candidate) -> Position:
         """The cut of ``candidate``, at its resolution."""
         return self.source.position(candidate.cut).at(candidate.resolution)
+
+    def resampled(self, cut: Position, features: Tensor) -> Tensor:
+        """The source's ``features`` (N, ...) at a cut, at the resolution of ``cut``."""
+        return resampled(features, self.source.position(cut.name).layout, cut.layout)
 
     def kernel(self, tap: Position, cut: Position) -> int:
         """The kernel size of the adapter between two positions."""

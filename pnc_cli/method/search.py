@@ -17,8 +17,9 @@ from ..data import Progress, no_progress
 from ..errors import Incompatible
 from ..manifest import PLAN_SCHEMA, Candidate, Plan
 from .branch import make_branch
+from .cost import Amounts
 from .grid import Grid
-from .study import Amounts, Study
+from .study import Study
 from .task import Task
 
 RESOLUTIONS = (1.0, 0.67, 0.5)  # of a cut's grid, tried where a budget does not leave room for all
@@ -90,8 +91,11 @@ def search(
                 found += _versions(study, pair, room, less)
         progress("scoring shares", len(listed), len(listed))
         if listed and not found:
-            raise Incompatible("no cut can be read at another resolution",
-                               hint="leave --resolution out")  # fmt: skip
+            asked_for = ", ".join(f"{r:g}" for r in resolutions or [])
+            raise Incompatible(
+                f"no cut has another map at resolution {asked_for} that its module can read",
+                hint="0.5 halves height and width; maps of few cells may have no other, tokens have none",
+            )
     within = [c for c in found if _affordable(c, room)]
     if not within:
         macs, parameters = sum(grid.target.macs.values()), task.target.parameters
@@ -219,7 +223,7 @@ def worth(c: Candidate) -> float:
 
 def _affordable(c: Candidate, room: Amounts, share: float = 1.0) -> bool:
     """Whether ``share`` of what ``c`` adds has ``room``."""
-    return all(share * added <= limit for added, limit in zip(Amounts.of(c), room))
+    return Amounts(*(share * added for added in Amounts.of(c))).within(room)
 
 
 def make_plan(

@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import msgspec
 import torch
@@ -22,8 +21,9 @@ from ..network.adapter import Adapter, resampled
 from ..network.branch import Module, mean_logit, module_after
 from ..network.channels import Group, prunable_groups, weight_cells
 from ..network.graph import INPUT, Position
-from ..network.modulation import fold, identity
+from ..network.modulation import fold
 from .adapter import exact_input, ridge
+from .cost import Amounts, beside_module, of_module, price
 from .features import BATCH, localised_features, source_features, target_features
 from .grid import Grid
 from .join import fit_one_sided, gate_elsewhere
@@ -34,10 +34,10 @@ from .score import Scores, score
 from .task import Task, subset
 
 RECOVERED = 0.5  # of what a module loses with its channels, once the clone is refined
-PRICE = 0.005  # accuracy that a candidate must gain to double what an image costs
 SMALLEST = 0.05  # share of a module that is tried
 PER_CLASS = 100  # images of a class looked at: one half to fit, the other to judge
 FEWEST = 16  # images of a class looked at, where there are so many
+SOME = 10  # original classes looked at, where there are so many
 PROBES = 256  # generated images looked at when there are no others
 MEMORY = 3 << 30  # bytes of recorded features, at most
 WORK = 8e11  # MACs of all pairs' modules on all images, about
@@ -144,7 +144,7 @@ class Study:
             return copy.deepcopy(module), slices
         self.rank([place.cut.name])
         example = self.cuts[place.cut.name][:2]
-        cells = weight_cells(module.part, seen_at(self.grid, place.cut, example))
+        cells = weight_cells(module.part, self.grid.resampled(place.cut, example))
         chosen = select(module, self.ranked[place.cut.name], share, cells)
         return prune(module, slices, chosen, example)
 
@@ -189,19 +189,17 @@ class Study:
         """``found`` with the score that it will have once refined: refining wins back some of what
         it lost against the same pair with all its channels and cells."""
         dense = self.pairs[found.tap, found.cut]
-        lost = dense.score + self._price(dense.macs) - found.score - self._price(found.macs)
+        lost = dense.score - found.score
+        lost += price(self.grid, dense.macs) - price(self.grid, found.macs)
         score = round(found.score + RECOVERED * max(lost, 0.0), 6)
         return msgspec.structs.replace(found, score=score)
-
-    def _price(self, macs: float) -> float:
-        return PRICE * math.log2(1 + macs / max(sum(self.grid.target.macs.values()), 1))
 
     def _modulate(self, place: Place, module: Module, kept: dict[str, ModuleTensor]) -> None:
         """Puts right in closed form what an adapter and lost channels do to ``module``."""
         fit = ~self.task.held_out
         seen = place.adapter(self.taps[place.tap.name][fit])
         dense, _ = self.modules[place.cut.name]
-        features = seen_at(self.grid, place.cut, self.cuts[place.cut.name][fit])
+        features = self.grid.resampled(place.cut, self.cuts[place.cut.name][fit])
         fold(module.part, fit_modulation(dense, module, kept, features, seen))
 
     def largest_share(self, place: Place, room: Amounts) -> float:
@@ -216,7 +214,7 @@ class Study:
         share = high
         while high - low > 0.03:
             adds = self._adds(place, self._pruned(place, share)[0])
-            if all(a <= limit for a, limit in zip(adds, room)):
+            if adds.within(room):
                 low = share
             else:
                 high = share
@@ -237,7 +235,7 @@ class Study:
                 if scores.average is None
                 else (scores.average + scores.soft) / 2
             )
-        worth -= self._price(adds.macs)
+        worth -= price(self.grid, adds.macs)
         tap, cut, resolution = place.key
         return Candidate(
             tap=tap, cut=cut, share=share, resolution=resolution, score=round(worth, 6),
@@ -252,20 +250,13 @@ class Study:
         """What a clone of ``place`` with ``module`` costs."""
         dense, _ = self.modules[place.cut.name]
         example = self.cuts[place.cut.name][:1]
-        return self._beside(place) + Amounts(
-            module_macs(self.grid, place.cut, dense, module, example),
-            sum(p.numel() for p in module.parameters()),
-            sum(t.numel() * t.element_size() for t in module.part.state_dict().values()),
-        )
+        return self._beside(place) + of_module(self.grid, place.cut, dense, module, example)
 
     def _beside(self, place: Place) -> Amounts:
-        """What a clone of ``place`` costs beside its module: adapter, modulation and join."""
+        """What a clone of ``place`` costs beside its module."""
         module, _ = self.modules[place.cut.name]
         width = self.target_pre.shape[1] + self.reference.shape[1]
-        join = (width + 1) * (self.task.old + self.task.new) if self.task.old else width
-        numbers = join + sum(p.numel() for p in place.adapter.parameters())
-        numbers += sum(t.numel() for t in identity(module.part).values())
-        return Amounts(place.adapter.macs + join, numbers, 4 * numbers)
+        return beside_module(place.adapter, module, self.task, width)
 
     def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
         """Figures on the held-out images, and the share of the pre-logits' variance explained."""
@@ -286,40 +277,6 @@ class Study:
                                  mean_logit(self.grid.source, self.grid.head), task.levels)  # fmt: skip
             z_new = gate(target_pre[held], pre[held], z_t[held], z_b[held])
         return score(z_t[held], z_new, task.label_index[held]), explained
-
-
-class Amounts(NamedTuple):
-    """What something adds to the target: MACs per image, parameters, and bytes of tensors."""
-
-    macs: float
-    parameters: float
-    bytes: float
-
-    @classmethod
-    def of(cls, candidate: Candidate) -> Amounts:
-        return cls(candidate.macs, candidate.parameters, candidate.bytes)
-
-    def __add__(self, other: Amounts) -> Amounts:
-        return Amounts(*(a + b for a, b in zip(self, other)))
-
-
-def module_macs(grid: Grid, cut: Position, dense: Module, module: Module, example: Tensor) -> int:
-    """MACs per image of ``module``, a pruned copy of ``dense``, the part after ``cut``, at the
-    resolution of ``cut``; ``example`` is a feature at its full one.
-
-    What is no layer's (attention) is counted as it is at full resolution, which is too much.
-    """
-    full = grid.source.position(cut.name)
-    before = weight_cells(dense.part, example)
-    now = weight_cells(dense.part, seen_at(grid, cut, example))
-    whole, after = dict(grid.source.root.state_dict()), module.part.state_dict()
-    saved = sum(whole[n].numel() * before[n] - after[n].numel() * now[n] for n in before)
-    return grid.source.macs_after(full) - saved
-
-
-def seen_at(grid: Grid, cut: Position, features: Tensor) -> Tensor:
-    """The source's ``features`` (N, ...) at a cut, at the resolution of ``cut``."""
-    return resampled(features, grid.source.position(cut.name).layout, cut.layout)
 
 
 def fit_adapters(
@@ -389,5 +346,7 @@ def _within_means(task: Task, grid: Grid) -> Task:
     positions |= {("s", c.name): c for _, c in grid.pairs}
     memory = 4 * sum(p.layout.elements for p in positions.values())
     work = sum(grid.source.macs_after(cut) for _, cut in grid.pairs)
-    images = min(MEMORY / memory, WORK / max(work, 1)) / (task.old + task.new)
-    return subset(task, max(FEWEST, min(PER_CLASS, int(images))), held_out_every=2)
+    images = min(MEMORY / memory, WORK / max(work, 1))
+    old = min(task.old, max(SOME, int(images / FEWEST) - task.new))
+    per_class = max(FEWEST, min(PER_CLASS, int(images / (old + task.new))))
+    return subset(task, per_class, held_out_every=2, originals=old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..data import (
     Progress,
     choose,
     framed_like,
+    images_per_class,
     load_images,
     no_progress,
     spread,
@@ -150,7 +151,7 @@ def gather(
     skip_bad: bool = False,
     progress: Progress = no_progress,
 ) -> Task:
-    """Reads the images that a task needs, ``limit`` a class.
+    """Reads the images that a task needs, ``limit`` a class (0: all; None: as many as are useful).
 
     Raises ``BadInput`` when a clone class has no images.
     """
@@ -168,7 +169,8 @@ def gather(
             )
         folders[folder] = c.name
     old = [label for label in target.labels if label in data.by_class] if originals else []
-    chosen = choose(data, [*old, *folders], limit, seed)
+    chosen = choose(data, old, images_per_class(limit, len(old)), seed)
+    chosen |= choose(data, list(folders), images_per_class(limit, len(folders)), seed)
     views = [target.ref.preprocessing,
              framed_like(source.ref.preprocessing, target.ref.preprocessing)]  # fmt: skip
     images = load_images(data, chosen, views, skip_bad=skip_bad, progress=progress)
@@ -177,16 +179,31 @@ def gather(
     return Task(source, target, classes, old, images, ids, _held_out(ids))
 
 
-def subset(task: Task, per_class: int, *, held_out_every: int) -> Task:
-    """The same task on at most ``per_class`` images of each class, one in so many held out."""
+def subset(
+    task: Task, per_class: int, *, held_out_every: int, originals: int | None = None
+) -> Task:
+    """The same task on at most ``per_class`` images of each class, one in so many held out; of the
+    original classes on ``originals``, evenly drawn (None: all)."""
     keep = torch.zeros(len(task.ids), dtype=torch.bool)
-    for c in task.ids.unique():
+    old = spread(task.old, task.old if originals is None else originals).tolist()
+    for c in [*old, *range(task.old, task.old + task.new)]:
         index = (task.ids == c).nonzero()[:, 0]
         keep[index[spread(len(index), per_class)]] = True
+    part = kept(task, keep)
+    return replace(part, held_out=_held_out(part.ids, held_out_every))
+
+
+def kept(task: Task, keep: Tensor) -> Task:
+    """The same task on the images that ``keep`` (N,) marks; original classes that lose all theirs
+    are left out."""
+    old = [i for i in range(task.old) if bool((keep & (task.ids == i)).any())]
+    number = torch.zeros(task.old + task.new, dtype=torch.long)
+    left = [*old, *range(task.old, task.old + task.new)]
+    number[left] = torch.arange(len(left))
     images = Images([v[keep] for v in task.images.views],
                     [n for n, k in zip(task.images.labels, keep.tolist()) if k])  # fmt: skip
-    return Task(task.source, task.target, task.classes, task.originals, images,
-                task.ids[keep], _held_out(task.ids[keep], held_out_every))  # fmt: skip
+    return replace(task, originals=[task.originals[i] for i in old], images=images,
+                   ids=number[task.ids[keep]], held_out=task.held_out[keep])  # fmt: skip
 
 
 def _held_out(ids: Tensor, every: int = EVERY) -> Tensor:
