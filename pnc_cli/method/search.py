@@ -94,7 +94,7 @@ def search(
             asked_for = ", ".join(f"{r:g}" for r in resolutions or [])
             raise Incompatible(
                 f"no cut has another map at resolution {asked_for} that its module can read",
-                hint="0.5 halves height and width; maps of few cells may have no other, tokens have none",
+                hint="leave --resolution out; maps of few cells may have no other, tokens have none",
             )
     within = [c for c in found if _affordable(c, room)]
     if not within:
