@@ -202,7 +202,7 @@ class Candidate(_Strict):
     parameters: Natural
     macs: Natural
     bytes: Natural
-    module_parameters: Natural = 0  # of the copied part, of ``parameters``; 0 where not known
+    most_parameters: Natural = 0  # that a budget leaves for the copied part; 0: no limit
     resolution: float = 1.0  # of the cut's grid, along each axis
 
     @property

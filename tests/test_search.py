@@ -11,6 +11,7 @@ from pnc_cli.manifest import Candidate
 from pnc_cli.method import search as searching
 from pnc_cli.method import study as studying
 from pnc_cli.method.branch import localize
+from pnc_cli.method.cost import Amounts
 from pnc_cli.method.features import localised_features
 from pnc_cli.method.grid import make_grid
 from pnc_cli.method.localize import rank_channels
@@ -118,15 +119,15 @@ def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
     found = search(studied.task, studied.grid, seed=0, budget=budget, study=study)
     assert study.tried and found[0] in study.tried.values()
     for key, c in study.tried.items():
-        assert key == (c.tap, c.cut, c.resolution, c.share)
-        assert c.macs == study.shares[key].macs
+        assert key == (c.tap, c.cut, c.resolution, c.share, c.most_parameters)
+        assert c.macs == study.shares[key[:4]].macs
     monkeypatch.setattr(searching, "TRIAL_WORK", 0)
     study.tried.clear()
     assert search(studied.task, studied.grid, seed=0, budget=budget, study=study)
     assert all(c in study.shares.values() for c in study.tried.values())  # guesses, as they were
 
 
-def test_a_clone_keeps_no_more_parameters_than_the_search_counted_on(studied):
+def test_a_clone_keeps_no_more_parameters_than_the_budget_leaves(studied):
     task, grid, study = studied.task, studied.grid, studied.study
     pair = study.pairs["maxpool", "maxpool"]
     [found] = study.score_shares(study.place(pair, 1.0), [0.5])
@@ -136,7 +137,23 @@ def test_a_clone_keeps_no_more_parameters_than_the_search_counted_on(studied):
         module, _ = localize(task, grid, dense, slices, c, 0)
         return sum(p.numel() for p in module.parameters())
 
-    free = count(msgspec.structs.replace(found, module_parameters=0))
-    assert found.module_parameters > 0 and free > 0
+    free = count(found)
+    assert found.most_parameters == 0 and free > 0
     fewer = round(0.9 * free)
-    assert 0.7 * fewer < count(msgspec.structs.replace(found, module_parameters=fewer)) <= fewer
+    assert 0.7 * fewer < count(msgspec.structs.replace(found, most_parameters=fewer)) <= fewer
+
+
+def test_what_a_budget_leaves_for_a_module(studied):
+    """By number and by bytes, whichever is less; no limit where there is none of either."""
+    study = studied.study
+    pair = study.pairs["maxpool", "maxpool"]
+    place = study.place(pair, 1.0)
+    [c] = study.score_shares(place, [0.5])
+    beside, inf = study.beside(place), float("inf")
+    module = c.parameters - beside.parameters
+    most = lambda *room: searching._limited(study, c, Amounts(*room)).most_parameters  # noqa: E731
+    assert most(c.macs, inf, inf) == 0
+    assert most(c.macs, beside.parameters + 1.5 * module, inf) == int(1.5 * module)
+    assert most(inf, inf, c.bytes) == module
+    bytes_of_module = c.bytes - beside.bytes
+    assert most(inf, c.parameters * 2, beside.bytes + 1.25 * bytes_of_module) == int(1.25 * module)

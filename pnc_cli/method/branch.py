@@ -100,10 +100,10 @@ def localize(
     """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced.
 
     A share is of parameters and MACs alike, and what is pruned for its MACs often has fewer
-    parameters left; how many depends on the images that channels are ranked on.  No more are kept
-    than the search counted on.
+    parameters left; how many depends on the images that channels are ranked on.  Where the search
+    had a budget, no more are kept than that leaves.
     """
-    cut, share, most = grid.cut(candidate), candidate.share, candidate.module_parameters
+    cut, share, most = grid.cut(candidate), candidate.share, candidate.most_parameters
     if share >= 1.0:
         return dense, slices
     fit = task.is_new & ~task.held_out

@@ -106,7 +106,17 @@ def search(
             f"{cheapest.parameters / parameters:.2f} of its parameters, and {cheapest.bytes} bytes",
             hint="raise --max-macs, --max-params or --max-bytes",
         )
+    within = [_limited(study, c, room) for c in within]
     return _tried_out(study, within, progress) if task.images is not None else _sorted(within)
+
+
+def _limited(study: Study, c: Candidate, room: Amounts) -> Candidate:
+    """``c`` with the most parameters that ``room`` leaves for its module, by number and by bytes."""
+    adds, beside = Amounts.of(c), study.beside(study.place(c, c.resolution))
+    spare = [(limit - fixed) / max(all_of_it - fixed, 1)
+             for limit, fixed, all_of_it in list(zip(room, beside, adds))[1:] if limit < math.inf]  # fmt: skip
+    most = int(min(spare) * (adds.parameters - beside.parameters)) if spare else 0
+    return msgspec.structs.replace(c, most_parameters=most)
 
 
 def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list[Candidate]:
@@ -150,7 +160,7 @@ def _with_score(c: Candidate, score: float) -> Candidate:
 
 def _tried(study: Study, c: Candidate) -> Candidate:
     """``c`` with the figures it has after a few passes of refinement, of which there will be more."""
-    key = (c.tap, c.cut, c.resolution, c.share)
+    key = (c.tap, c.cut, c.resolution, c.share, c.most_parameters)
     if key not in study.tried:
         images = int((~study.task.held_out).sum())
         passes = min(PASSES, int(TRIAL_WORK / max(3 * c.macs * images, 1)))
@@ -161,7 +171,8 @@ def _tried(study: Study, c: Candidate) -> Candidate:
                 seed=study.seed, ranked=study.ranked.get(c.cut),
             )  # fmt: skip
             place = replace(study.place(c, c.resolution), adapter=branch.adapter)
-            study.tried[key] = study.refined(study.judged(place, branch.module, c.share))
+            found = study.refined(study.judged(place, branch.module, c.share))
+            study.tried[key] = msgspec.structs.replace(found, most_parameters=c.most_parameters)
     return study.tried[key]
 
 

@@ -75,7 +75,7 @@ class Study:
     ranked: dict[str, list[Ranked]] = field(default_factory=dict)
     pairs: dict[tuple[str, str], Candidate] = field(default_factory=dict)
     shares: dict[tuple[str, str, float, float], Candidate] = field(default_factory=dict)
-    tried: dict[tuple[str, str, float, float], Candidate] = field(default_factory=dict)
+    tried: dict[tuple[str, str, float, float, int], Candidate] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, grid: Grid, seed: int, progress: Progress = no_progress) -> Study:
@@ -205,7 +205,7 @@ class Study:
     def largest_share(self, place: Place, room: Amounts) -> float:
         """The largest share of the place's module, about, that ``room`` leaves."""
         module, _ = self.modules[place.cut.name]
-        beside, whole = self._beside(place), self._adds(place, module)
+        beside, whole = self.beside(place), self._adds(place, module)
         limits = [(limit - fixed) / max(all_of_it - fixed, 1)
                   for limit, fixed, all_of_it in zip(room, beside, whole) if limit < math.inf]  # fmt: skip
         shares = [min(max(round(s - 0.005, 2), SMALLEST), 1.0) for s in limits] or [1.0]
@@ -243,16 +243,15 @@ class Study:
             joint_accuracy=scores and rounded(scores.joint),
             average_accuracy=scores and rounded(scores.average),
             locality=scores and rounded(scores.locality), fit=round(fit, 6), **adds._asdict(),
-            module_parameters=sum(p.numel() for p in module.parameters()),
         )  # fmt: skip
 
     def _adds(self, place: Place, module: Module) -> Amounts:
         """What a clone of ``place`` with ``module`` costs."""
         dense, _ = self.modules[place.cut.name]
         example = self.cuts[place.cut.name][:1]
-        return self._beside(place) + of_module(self.grid, place.cut, dense, module, example)
+        return self.beside(place) + of_module(self.grid, place.cut, dense, module, example)
 
-    def _beside(self, place: Place) -> Amounts:
+    def beside(self, place: Place) -> Amounts:
         """What a clone of ``place`` costs beside its module."""
         module, _ = self.modules[place.cut.name]
         width = self.target_pre.shape[1] + self.reference.shape[1]
