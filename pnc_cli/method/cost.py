@@ -52,7 +52,8 @@ def of_module(grid: Grid, cut: Position, dense: Module, module: Module, example:
 
 
 def beside_module(adapter: Adapter, module: Module, task: Task, width: int) -> Amounts:
-    """What adapter, modulation and join add; ``width`` is that of both networks' pre-logits."""
+    """What adapter, modulation and join add; ``width`` is that of both networks' pre-logits, and
+    ``task`` has all the original classes that the join will tell apart."""
     join = (width + 1) * (task.old + task.new) if task.old else width
     numbers = join + sum(p.numel() for p in adapter.parameters())
     numbers += sum(t.numel() for t in identity(module.part).values())

@@ -62,7 +62,8 @@ class Place:
 class Study:
     """A task on the images of a search, with what both networks say about them."""
 
-    task: Task
+    whole: Task
+    task: Task  # on the images that are looked at
     grid: Grid
     seed: int
     target_pre: Tensor
@@ -80,6 +81,7 @@ class Study:
     @classmethod
     def of(cls, task: Task, grid: Grid, seed: int, progress: Progress = no_progress) -> Study:
         """Runs both networks on the task's images; on generated ones if it has none."""
+        whole = task
         task = _with_probes(task, seed) if task.images is None else _within_means(task, grid)
         taps = list(dict.fromkeys(t.name for t, _ in grid.pairs))
         positions = list({c.name: c for _, c in grid.pairs}.values())
@@ -92,7 +94,7 @@ class Study:
         modules = {c.name: module_after(grid.source, grid.head, c, task.columns) for c in positions}
         first = positions[0].name
         reference, _ = run_module(modules[first][0], cut_features[first])
-        return cls(task, grid, seed, target_pre, z_t, tap_features, cut_features, modules,
+        return cls(whole, task, grid, seed, target_pre, z_t, tap_features, cut_features, modules,
                    reference)  # fmt: skip
 
     def score_pairs(self, progress: Progress = no_progress) -> list[Candidate]:
@@ -255,7 +257,7 @@ class Study:
         """What a clone of ``place`` costs beside its module."""
         module, _ = self.modules[place.cut.name]
         width = self.target_pre.shape[1] + self.reference.shape[1]
-        return beside_module(place.adapter, module, self.task, width)
+        return beside_module(place.adapter, module, self.whole, width)
 
     def _judge(self, pre: Tensor, z_b: Tensor) -> tuple[Scores | None, float]:
         """Figures on the held-out images, and the share of the pre-logits' variance explained."""
