@@ -26,6 +26,7 @@ from .manifest import Preprocessing
 PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
 TOGETHER = 4000  # images of all classes, about, where that is fewer, but
 LEAST = 5  # of each
+CHUNK = 256  # images are decoded at a time
 
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
@@ -129,8 +130,30 @@ def load_images(
     Equal views share one tensor.  Raises ``BadInput`` naming an image that does not decode,
     unless ``skip_bad``.
     """
-    distinct = list(dict.fromkeys(_key(v) for v in views))
-    transforms = [_transform(next(v for v in views if _key(v) == k)) for k in distinct]
+    wanted = sum(map(len, chosen.values()))
+    tensors = {_key(v): torch.empty((wanted, *v.input_size), dtype=torch.uint8) for v in views}
+    labels, skipped = [], 0
+    for part in read_images(source, chosen, views, skip_bad=skip_bad, progress=progress):
+        for how, images in zip(views, part.views):
+            tensors[_key(how)][len(labels) : len(labels) + len(part)] = images
+        labels += part.labels
+        skipped += part.skipped
+    tensors = {key: images[: len(labels)] for key, images in tensors.items()}
+    return Images([tensors[_key(v)] for v in views], labels, skipped)
+
+
+def read_images(
+    source: ImageSource,
+    chosen: dict[str, list[int]],
+    views: Sequence[Preprocessing],
+    *,
+    skip_bad: bool = False,
+    progress: Progress = no_progress,
+    what: str = "reading images",
+) -> Iterator[Images]:
+    """What :func:`load_images` gives, at most ``CHUNK`` images at a time, read as they are asked for."""
+    distinct = {_key(v): v for v in views}
+    transforms = [_transform(v) for v in distinct.values()]
 
     def decode(item: tuple[str, bytes | Image.Image | Exception]) -> list[Tensor] | Exception:
         name, data = item
@@ -146,28 +169,25 @@ def load_images(
             )
 
     wanted = [(label, i) for label, indices in chosen.items() for i in indices]
-    stacks: list[list[Tensor]] = [[] for _ in distinct]
-    labels, skipped = [], 0
+    found = 0
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(wanted), 256):
-            progress("reading images", start, len(wanted))
-            part = wanted[start : start + 256]
-            items = [source.read(i) for _, i in part]
-            for (label, _), result in zip(part, pool.map(decode, items)):
-                if isinstance(result, Exception):
-                    if not skip_bad:
-                        raise result
-                    skipped += 1
-                    continue
-                labels.append(label)
-                for stack, tensor in zip(stacks, result):
-                    stack.append(tensor)
-    progress("reading images", len(wanted), len(wanted))
-    if not labels:
+        for part in batches(len(wanted), CHUNK):
+            progress(what, part.start, len(wanted))
+            items = [source.read(i) for _, i in wanted[part]]
+            decoded = list(pool.map(decode, items))
+            if bad := [d for d in decoded if isinstance(d, Exception)]:
+                if not skip_bad:
+                    raise bad[0]
+            pairs = zip(wanted[part], decoded)
+            good = [(label, d) for (label, _), d in pairs if not isinstance(d, Exception)]
+            tensors = {key: _stack([d[n] for _, d in good], view)
+                       for n, (key, view) in enumerate(distinct.items())}  # fmt: skip
+            found += len(good)
+            yield Images([tensors[_key(v)] for v in views], [label for label, _ in good], len(bad))
+    progress(what, len(wanted), len(wanted))
+    if not found:
         raise BadInput(f"{source.name}: no image could be read",
                        hint="are the folder names the classes' labels?")  # fmt: skip
-    tensors = [torch.stack(s) for s in stacks]
-    return Images([tensors[distinct.index(_key(v))] for v in views], labels, skipped)
 
 
 def normalize(images: Tensor, how: Preprocessing) -> Tensor:
@@ -193,6 +213,10 @@ def batches(count: int, size: int) -> Iterator[slice]:
 def spread(count: int, wanted: int) -> Tensor:
     """Indices of ``wanted`` of ``count`` things in a row (at most all of them), evenly drawn."""
     return torch.linspace(0, count - 1, min(wanted, count)).round().long()
+
+
+def _stack(images: list[Tensor], view: Preprocessing) -> Tensor:
+    return torch.stack(images) if images else torch.empty((0, *view.input_size), dtype=torch.uint8)
 
 
 def _key(v: Preprocessing) -> tuple:

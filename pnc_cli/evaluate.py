@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from .data import Images, Progress, batches, no_progress, normalize
+from .data import Images, normalize
 from .network.patched import PatchedModel, preprocessing_of
 
-BATCH = 256
 BINS = 15  # of the calibration error
 
 
@@ -20,6 +20,7 @@ class Evaluation:
     """Shares are 0 to 1; None where there are no images to tell, or no clone."""
 
     images: int
+    skipped: int  # images that did not decode
     original_accuracy: float | None  # original-class images, among all classes
     clone_accuracy: float | None  # clone-class images, among all classes
     average_accuracy: float | None  # mean of the two
@@ -35,28 +36,34 @@ class Evaluation:
         return getattr(self, name)
 
 
-METRICS = tuple(f.name for f in fields(Evaluation) if f.name not in ("images", "per_class"))
+METRICS = tuple(
+    f.name for f in fields(Evaluation) if f.name not in ("images", "skipped", "per_class")
+)
 
 
-def evaluate(
-    model: PatchedModel, images: Images, *, progress: Progress = no_progress
-) -> Evaluation:
-    """Evaluates ``model`` on images of its classes."""
-    z, labels = answers(model, images, progress)
-    return from_logits(z, labels, model.target_classes, model.label_names)
+def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
+    """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`)."""
+    z, labels, skipped = answers(model, images)
+    result = from_logits(z, labels, model.target_classes, model.label_names)
+    return replace(result, skipped=skipped)
 
 
 @torch.no_grad()
-def answers(model: PatchedModel, images: Images, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) of images of the model's classes, and their labels (N,) among them."""
+def answers(model: PatchedModel, images: Iterable[Images]) -> tuple[Tensor, Tensor, int]:
+    """Logits (N, C) of images of the model's classes, their labels (N,) among them, and how many
+    images were skipped."""
     how = preprocessing_of(model)
     device = next(model.parameters()).device
-    x, logits = images.views[0], []
-    for part in batches(len(x), BATCH):
-        progress("evaluating", part.start, len(x))
-        logits.append(model(normalize(x[part].to(device), how)).cpu())
-    progress("evaluating", len(x), len(x))
-    return torch.cat(logits), torch.tensor([model.label_names.index(n) for n in images.labels])
+    number = {name: i for i, name in enumerate(model.label_names)}
+    logits: list[Tensor] = []
+    labels: list[int] = []
+    skipped = 0
+    for part in images:
+        skipped += part.skipped
+        if len(part):
+            logits.append(model(normalize(part.views[0].to(device), how)).cpu())
+            labels += [number[n] for n in part.labels]
+    return torch.cat(logits), torch.tensor(labels), skipped
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:
@@ -69,6 +76,7 @@ def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluat
     both = original is not None and clone is not None
     return Evaluation(
         images=len(label),
+        skipped=0,
         original_accuracy=original,
         clone_accuracy=clone,
         average_accuracy=_round((original + clone) / 2) if both else None,

@@ -9,7 +9,7 @@ weighing the same.  Modules and adapters stay.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from .checkpoint.atomic import check_output
 from .checkpoint.header import read_header
 from .clone_file import Clone, raw_sha256, write_clone
-from .data import Images, Progress, choose, images_per_class, load_images, no_progress, open_images
+from .data import Images, Progress, choose, images_per_class, no_progress, open_images, read_images
 from .errors import BadInput
 from .evaluate import answers
 from .manifest import Patched
@@ -44,11 +44,9 @@ class Recalibrated:
     after: float
 
 
-def recalibrate(
-    model: PatchedModel, images: Images, *, progress: Progress = no_progress
-) -> Recalibrated:
+def recalibrate(model: PatchedModel, images: Iterable[Images]) -> Recalibrated:
     """Fits the calibrations of all clones of ``model`` to ``images`` of its classes, in place."""
-    z, label = answers(model, images, progress)
+    z, label, _ = answers(model, images)
     z = z.double()
     weight = (1.0 / torch.bincount(label, minlength=z.shape[1]).clamp(min=1))[label].double()
     weight = weight / weight.sum()
@@ -114,10 +112,10 @@ def inject_together(
         chosen = choose(
             source, model.label_names, images_per_class(limit, len(model.label_names)), seed
         )
-        images = load_images(
+        images = read_images(
             source, chosen, [preprocessing_of(model)], skip_bad=skip_bad, progress=progress
         )
-        result = recalibrate(model, images, progress=progress)
+        result = recalibrate(model, images)
         eject(together, plain)
         changed = [
             _with_join(clone, result.joins, Path(folder))

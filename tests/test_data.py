@@ -10,7 +10,8 @@ from networks import draw_folder
 from PIL import Image
 from timm.data import create_transform
 
-from pnc_cli.data import choose, framed_like, load_images, normalize, open_images
+from pnc_cli import data
+from pnc_cli.data import choose, framed_like, load_images, normalize, open_images, read_images
 from pnc_cli.errors import BadInput, Incompatible
 from pnc_cli.manifest import Preprocessing
 
@@ -117,6 +118,19 @@ def test_an_image_that_does_not_decode_is_named_or_skipped_on_request(folder, ho
     assert "--skip-bad" in e.value.hint
     images = load(folder, skip_bad=True)
     assert (len(images), images.skipped) == (5, 1)
+
+
+def test_images_are_the_same_however_many_are_decoded_at_a_time(folder, monkeypatch):
+    spoil(folder, "text")
+    whole = load(folder, skip_bad=True)
+    monkeypatch.setattr(data, "CHUNK", 1)  # the spoilt image is all of its chunk
+    source = open_images(str(folder))
+    chosen = choose(source, list(source.by_class), None, 0)
+    parts = list(read_images(source, chosen, [HOW], skip_bad=True))
+    assert sorted(map(len, parts)) == [0, 1, 1, 1, 1, 1]
+    images = load(folder, skip_bad=True)
+    assert (images.labels, images.skipped) == (whole.labels, 1)
+    assert torch.equal(images.views[0], whole.views[0])
 
 
 def test_a_truncated_tar_names_the_image_it_breaks_in(tmp_path, folder):

@@ -61,7 +61,7 @@ def test_it_runs_as_it_was_calibrated(made, two, together):
     images = load_images(
         source, choose(source, model.label_names, 10, 0), [preprocessing_of(model)]
     )
-    again = recalibrate(model, images)
+    again = recalibrate(model, [images])
     assert again.before == pytest.approx(together["recalibrated"]["after"], abs=1e-4)
     assert again.before - again.after < 0.02 * (
         together["recalibrated"]["before"] - together["recalibrated"]["after"] + 1.0

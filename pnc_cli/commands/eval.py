@@ -53,7 +53,7 @@ def evaluate(
     with report.progress() as progress:
         from .. import evaluate as core
         from ..allocator import keep_freed_memory
-        from ..data import choose, load_images, open_images
+        from ..data import choose, open_images, read_images
         from ..network.build import check_device
         from ..network.patched import load, preprocessing_of
 
@@ -65,18 +65,18 @@ def evaluate(
         )  # fmt: skip
         source = open_images(data)
         chosen = choose(source, model.label_names, limit or None, seed)
-        images = load_images(
-            source, chosen, [preprocessing_of(model)], skip_bad=skip_bad, progress=progress
-        )
-        result = core.evaluate(model, images, progress=progress)
+        images = read_images(
+            source, chosen, [preprocessing_of(model)],
+            skip_bad=skip_bad, progress=progress, what="evaluating",
+        )  # fmt: skip
+        result = core.evaluate(model, images)
         times = core.latency(model) if latency else None
     missing = [n for n in model.label_names if n not in chosen]
     if missing:
         report.note(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
-    if images.skipped:
-        report.note(f"skipped {images.skipped} images that do not decode")
-    document = {**asdict(result), "clones": model.clone_costs(), "skipped": images.skipped,
-                "classes_without_images": missing}  # fmt: skip
+    if result.skipped:
+        report.note(f"skipped {result.skipped} images that do not decode")
+    document = {**asdict(result), "clones": model.clone_costs(), "classes_without_images": missing}
     if times:
         document["latency_ms"] = {
             "target": times[0],
