@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs pnc with its test requirements into VENV (default .venv) and runs the tests.
+# Installs pnc with its test requirements into VENV (default .venv) and runs the tests, a file of them
+# on each processor.
 #
 #     bash tests/run.sh [PYTEST OPTIONS]
 set -euo pipefail
@@ -7,4 +8,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
 [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet '.[test]'
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
