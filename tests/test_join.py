@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pnc_cli.method.join import REJECTED, discriminant, fit_gaussian, fit_one_sided
+from pnc_cli.method.join import MOST_REJECTED, REJECTED, discriminant, fit_gaussian, fit_one_sided
 from pnc_cli.network.join import GaussianGate, Join, OneSidedGate, from_tensors
 
 
@@ -109,6 +109,13 @@ def test_a_source_of_many_classes_must_be_surer():
     """The clone classes of a network of 1,000 classes are above its mean logit by more."""
     (_, few), (_, many) = one_sided(6.0), one_sided(6.0, sources=1000)
     assert (many < 0).sum() > (few < 0).sum()
+
+
+@pytest.mark.parametrize("clear", [0.5, -1.0, -5.0])
+def test_a_target_that_is_surer_of_everything_does_not_shut_the_clone_up(clear):
+    """The mirror image of such evidence tells nothing, or the wrong thing."""
+    _, g = one_sided(clear)
+    assert (g < 0).double().mean().item() <= MOST_REJECTED + 0.005
 
 
 def test_where_levels_cannot_be_compared_a_known_share_of_clone_images_passes():

@@ -12,6 +12,7 @@ from ..network.join import GaussianGate, OneSidedGate
 SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity
 CAUTION = 1.1  # worth of an original prediction kept, beside a clone image recognised
 REJECTED = 0.22  # share of clone images given up where evidence cannot be compared
+MOST_REJECTED = 0.35  # and where it can, however unclear it is
 PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
 SLOPES = (0.05, 5.0)
 FOLDS = 5
@@ -75,8 +76,9 @@ def fit_one_sided(
 
     ``mean_logit`` are weight (D,) and bias () of the mean of the source's logits, where they are
     linear in its pre-logits; ``classes`` how many target and source have: to be as sure, a network
-    of C classes needs a logit that is higher by log(C - 1).  Where they are not linear, the two networks' levels cannot be compared,
-    and the gate lets all but ``REJECTED`` of the clone images pass.
+    of C classes needs a logit that is higher by log(C - 1).  Where they are not linear, the two
+    networks' levels cannot be compared, and the gate lets all but ``REJECTED`` of the clone images
+    pass.
     """
     gate = OneSidedGate(branch_pre.shape[1])
     if mean_logit is not None:
@@ -87,8 +89,10 @@ def fit_one_sided(
     if mean_logit is None:
         gate.offset.fill_(-torch.quantile(e, REJECTED).item())
     else:
-        gate.slope.copy_(mirrored_slope(e))
-        gate.offset.fill_(-math.log(CAUTION))
+        slope = mirrored_slope(e)
+        threshold = min(math.log(CAUTION) / slope, torch.quantile(e, MOST_REJECTED))
+        gate.slope.copy_(slope)
+        gate.offset.copy_(-slope * threshold)
     return gate
 
 
