@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ def main() -> int:
         "--out", type=Path, default=HERE, help="folder of results.jsonl, RESULTS.md and plots"
     )
     p.add_argument("--seeds", help="comma-separated, in place of the scenario's")
-    p.add_argument("--methods", help="comma-separated rows to run, by the beginning of their names")
+    p.add_argument("--methods", help="rows to run, by the beginning of their names: 'linear,pnc, half'")
     p.add_argument("--upper-bound", action="store_true", help="train on all images too (minutes)")
     p.add_argument(
         "--jobs",
@@ -167,7 +168,7 @@ def _rows(problem, args: argparse.Namespace) -> int:  # noqa: ANN001
 
     s, failed = problem.scenario, 0
     label = s.name if s.images_per_class == 100 else f"{s.name}@{s.images_per_class}"
-    wanted = [w.strip() for w in args.methods.split(",")] if args.methods else [""]
+    wanted = re.split(",(?! )", args.methods or "")  # names have commas too, before a space
     target_macs = sum(trace(problem.target.model, problem.target.input_size).macs.values())
     for method in methods_of(s, upper_bound=args.upper_bound and problem.seed == s.seeds[0]):
         if not method.name.startswith(tuple(wanted)):
