@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 if TYPE_CHECKING:
-    from .network.patched import load
+    from .branch.patched import load
 
 
 def __getattr__(name: str):
     """``pnc_cli.load`` without importing torch for those who only want the file tools."""
     if name == "load":
-        from .network.patched import load
+        from .branch.patched import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

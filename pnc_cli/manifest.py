@@ -8,21 +8,37 @@ spaces, a final newline, no NaN, and no time, host or path, so equal clones have
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .checkpoint.identity import check_model_args
 from .errors import BadInput
 
 CLONE_SCHEMA = "pnc.clone/1"
 PATCHED_SCHEMA = "pnc.patched/1"
 PLAN_SCHEMA = "pnc.plan/1"
 
+_FORBIDDEN_ARGS = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "features_only",
+    "model_name",
+    "num_classes",
+    "in_chans",
+}
+
 CLONE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
+Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
@@ -50,18 +66,50 @@ class NetworkRef(_Strict, omit_defaults=True):
     label_names: list[Label]
     preprocessing: Preprocessing
     file_sha256: Sha256
-    tensors_sha256: Sha256  # see checkpoint.digest.combined_sha256; of the network's own names
+    tensors_sha256: Sha256  # see files.digest.combined_sha256; of the network's own names
     tensor_prefix: str = ""  # in front of each of those names in the file: "module."
 
 
-class Features(_Strict):
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the features of one image are laid out.
+
+    ``shape`` is the feature shape without the batch axis; ``prefix`` counts the class and
+    register tokens in front of a token grid of ``grid`` = (height, width) cells.
+    """
+
+    kind: Kind
+    shape: tuple[Natural, ...]
+    grid: tuple[int, int]
+    prefix: Natural = 0
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if self.kind in ("NCHW", "NC") else self.shape[-1]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def at(self, resolution: float) -> Layout | None:
+        """The layout of the same map with so much of its cells along each axis, at least one;
+        None for tokens and vectors, which have no other."""
+        if resolution == 1.0:
+            return self
+        if self.kind not in ("NCHW", "NHWC"):
+            return None
+        h, w = (max(1, round(n * resolution)) for n in self.grid)
+        shape = (self.channels, h, w) if self.kind == "NCHW" else (h, w, self.channels)
+        return msgspec.structs.replace(self, shape=shape, grid=(h, w))
+
+
+class Features(Layout, frozen=True, kw_only=True):
     """The features at a position, for one image."""
 
     position: str
-    kind: Literal["NCHW", "NHWC", "NLC", "NC"]
-    shape: list[Natural]
-    grid: tuple[int, int]
-    prefix: Natural  # class and register tokens in front of the grid
+
+    @classmethod
+    def at_position(cls, position: str, layout: Layout) -> Features:
+        return cls(position=position, **{f: getattr(layout, f) for f in Layout.__struct_fields__})
 
 
 class Kept(_Strict):
@@ -105,7 +153,7 @@ class Join(_Strict):
 
     ``gaussian-gate``: old or new is told by Gaussians, one a class, with one shrunk covariance,
     on the pre-logits of target and branch.  ``one-sided-gate``: the same without images of
-    original classes.  See ``pnc_cli.method.join``.
+    original classes.  See ``pnc_cli.branch.join``.
     """
 
     kind: Literal["gaussian-gate", "one-sided-gate"]
@@ -281,6 +329,15 @@ def _check(m: Manifest, where: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]+", ref.architecture):
             raise BadInput(f"{where}: architecture {ref.architecture!r} is not a plain timm name")
         check_model_args(ref.model_args, where)
+
+
+def check_model_args(args: object, where: str) -> dict[str, Any]:
+    """Arguments for the architecture's constructor; those that could fetch or read are refused."""
+    if not isinstance(args, dict):
+        raise BadInput(f"{where}: model_args is not an object")
+    if bad := sorted(_FORBIDDEN_ARGS & set(args)):
+        raise BadInput(f"{where}: model_args may not set '{bad[0]}'")
+    return args
 
 
 def json_schema() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    from .method.search import frontier, worth
+    from .placement.search import frontier, worth
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

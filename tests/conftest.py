@@ -23,7 +23,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
     """Checkpoints ``source`` and ``target`` (small resnet18s) and image folders ``train``, ``test``."""
-    from networks import RESNET, draw_folder, make_network, save_checkpoint, train
+    from support.networks import RESNET, draw_folder, make_network, save_checkpoint, train
 
     folder = tmp_path_factory.mktemp("pair")
     files = {}
@@ -40,7 +40,7 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(pair):
     """``clone.safetensors`` and ``patched.safetensors`` of the pair, by the real command."""
-    from command import pnc
+    from support.command import pnc
 
     clone = pnc("clone", "source.safetensors", "target.safetensors", "--data", "train",
                 "-o", "clone.safetensors", "--epochs", "2", "--json", cwd=pair.folder)  # fmt: skip
@@ -56,7 +56,7 @@ def made(pair):
 def two(made, tmp_path_factory):
     """A folder with a second clone for the target, ``more.safetensors``, of a class under another
     label, and with ``data``: images of all classes."""
-    from command import pnc
+    from support.command import pnc
 
     folder = tmp_path_factory.mktemp("two")
     (folder / "data").mkdir()

@@ -6,8 +6,8 @@ import tarfile
 import pytest
 import torch
 from msgspec.structs import replace
-from networks import draw_folder
 from PIL import Image
+from support.networks import draw_folder
 from timm.data import create_transform
 
 from pnc_cli import data

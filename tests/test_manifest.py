@@ -4,14 +4,14 @@ import json
 
 import msgspec
 import pytest
-from handmade import clone_tensors, make_manifest, make_target
 from hypothesis import given
 from hypothesis import strategies as st
+from support.handmade import clone_tensors, make_manifest, make_target
+from support.plans import make_plan
 
 from pnc_cli.errors import BadInput
 from pnc_cli.manifest import (
     CLONE_SCHEMA,
-    Candidate,
     Manifest,
     Patched,
     Plan,
@@ -19,7 +19,7 @@ from pnc_cli.manifest import (
     json_schema,
     parse,
     to_plain,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -27,19 +27,6 @@ def manifest(tmp_path):
     return make_manifest(
         make_target(tmp_path / "t.safetensors"), clone_tensors(), labels=["frog", "toad"]
     )
-
-
-def make_plan(**changes):
-    candidate = Candidate(
-        tap="layer1", cut="layer2", share=1.0, score=0.5, branch_accuracy=None, joint_accuracy=0.25,
-        average_accuracy=None, locality=None, fit=0.5, parameters=1, macs=2, bytes=4,
-    )  # fmt: skip
-    plan = Plan(
-        schema="pnc.plan/1", source_sha256="0" * 64, target_sha256="1" * 64, classes=["frog"],
-        data="generated", images=0, original_images=0, target_macs=1, target_parameters=1, seed=0,
-        chosen=0, candidates=[candidate],
-    )  # fmt: skip
-    return msgspec.structs.replace(plan, **changes)
 
 
 def test_canonical_json_has_these_bytes():

@@ -18,15 +18,15 @@ import sys
 import pytest
 import timm
 import torch
-from command import ENVIRONMENT, pnc, pnc_forked
-from handmade import make_clone, sha256, snapshot
-from networks import RESNET, make_network, preprocess, save_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.command import ENVIRONMENT, pnc, pnc_forked
+from support.handmade import make_clone, sha256, snapshot
+from support.networks import RESNET, make_network, preprocess, save_checkpoint
 
 import pnc_cli
-from pnc_cli.method.probe import probe_images
-from pnc_cli.patch import eject, inject
+from pnc_cli.files.patch import eject, inject
+from pnc_cli.placement.probe import probe_images
 
 QUICK = ["--epochs", "0", "--limit-per-class", "6", "-q"]
 
@@ -264,17 +264,18 @@ def test_5_nothing_is_unpickled_or_built_because_a_file_says_so(tmp_path, made):
 
 HALFWAY = """
 import os, sys
-from pnc_cli import cli, patch
+from pnc_cli import cli
+from pnc_cli.files import opened, patch
 
 sent = int(sys.argv.pop())
 
-def read_span(*args, real=patch.read_span):
+def read_span(*args, real=opened.read_span):
     yield next(real(*args))
     assert [n for n in os.listdir() if n.endswith(".tmp")], "the work has not begun"
     os.kill(os.getpid(), sent)
     yield b""
 
-patch.read_span = read_span
+opened.read_span = patch.read_span = read_span
 cli.main()
 """
 

@@ -45,7 +45,9 @@ def main() -> int:
         "--out", type=Path, default=HERE, help="folder of results.jsonl, RESULTS.md and plots"
     )
     p.add_argument("--seeds", help="comma-separated, in place of the scenario's")
-    p.add_argument("--methods", help="rows to run, by the beginning of their names: 'linear,pnc, half'")
+    p.add_argument(
+        "--methods", help="rows to run, by the beginning of their names: 'linear,pnc, half'"
+    )
     p.add_argument("--upper-bound", action="store_true", help="train on all images too (minutes)")
     p.add_argument(
         "--jobs",

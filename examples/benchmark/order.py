@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
+from pnc_cli.branch.make import fit_join
+from pnc_cli.branch.pair import Grid
+from pnc_cli.branch.recipe import make_branch, run_module
+from pnc_cli.branch.refine import EPOCHS
+from pnc_cli.branch.score import score
+from pnc_cli.branch.task import Task
 from pnc_cli.data import spread
 from pnc_cli.manifest import Candidate
-from pnc_cli.method.branch import make_branch
-from pnc_cli.method.clone import fit_join
-from pnc_cli.method.features import source_features, target_features
-from pnc_cli.method.grid import Grid
-from pnc_cli.method.refine import EPOCHS
-from pnc_cli.method.score import score
-from pnc_cli.method.search import search, worth
-from pnc_cli.method.study import Study, run_module
-from pnc_cli.method.task import Task
+from pnc_cli.network.features import source_features, target_features
+from pnc_cli.placement.search import search, worth
+from pnc_cli.placement.study import Study
 
 from .__main__ import DATA, HERE
 from .clock import Clock

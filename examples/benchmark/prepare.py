@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from pnc_cli.branch.refine import warm_cosine
 from pnc_cli.data import choose, load_images, normalize, open_images
 from pnc_cli.manifest import Preprocessing
-from pnc_cli.method.refine import warm_cosine
 
 from .pool import Pool
 from .scenario import Scenario, Source, Trained

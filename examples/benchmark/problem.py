@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pnc_cli.branch.task import CloneTarget, parse_classes
 from pnc_cli.data import ImageSource, choose, framed_like, load_images, open_images
-from pnc_cli.method.features import target_features
-from pnc_cli.method.task import CloneTarget, parse_classes
-from pnc_cli.network.build import Network, load_network
+from pnc_cli.network.features import target_features
+from pnc_cli.network.load import Network, load_network
 
 from .pool import Pool
 from .prepare import prepare, resized

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pnc_cli.channels.groups import Chosen, Group, weight_cells
+from pnc_cli.channels.localised import localised_features
+from pnc_cli.channels.prune import masked, rank_channels, select
 from pnc_cli.data import batches, choose, load_images, normalize, open_images
-from pnc_cli.method.features import localised_features
-from pnc_cli.method.localize import masked, rank_channels, select
-from pnc_cli.network.branch import Module, classifier_names, find_head, module_after
-from pnc_cli.network.build import load_network
-from pnc_cli.network.channels import Chosen, Group, weight_cells
 from pnc_cli.network.graph import trace
+from pnc_cli.network.head import classifier_names, find_head
+from pnc_cli.network.load import load_network
+from pnc_cli.network.part import Module, module_after
 
 from .__main__ import DATA, HERE
 from .pool import Pool

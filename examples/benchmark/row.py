@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import pnc_cli
-from pnc_cli.evaluate import from_logits
+from pnc_cli.evaluation import from_logits
 
 from .clock import Clock
 from .methods.base import Method, Settings
@@ -25,6 +25,7 @@ from .problem import Problem
 
 VERSION = 1  # of the harness: raise it when figures change, and rows are made anew
 SOURCE = Path(pnc_cli.__file__).parent
+ROOMS = ("network", "channels", "branch", "placement")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,10 @@ def _code() -> str:
     """A digest of pnc's numeric code, comments and layout aside."""
     h = hashlib.sha256()
     for path in sorted(
-        [*SOURCE.glob("method/*.py"), *SOURCE.glob("network/*.py"), SOURCE / "data.py"]
+        [
+            *(p for room in ROOMS for p in SOURCE.glob(f"{room}/*.py")),
+            SOURCE / "data.py",
+        ]
     ):
         h.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return h.hexdigest()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pnc_cli.branch.refine import warm_cosine
 from pnc_cli.data import batches, normalize
 from pnc_cli.manifest import Preprocessing
-from pnc_cli.method.refine import warm_cosine
-from pnc_cli.network.build import Network
+from pnc_cli.network.load import Network
 
 from .scenario import Skipped
 

@@ -13,22 +13,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pnc_cli.checkpoint.digest import file_sha256
-from pnc_cli.checkpoint.header import read_header
-from pnc_cli.clone_file import write_clone
+from pnc_cli.branch.make import Recipe, make_clone
+from pnc_cli.branch.patched import load
+from pnc_cli.branch.task import CloneTarget, Task
 from pnc_cli.data import Images
+from pnc_cli.files.clone_file import write_clone
+from pnc_cli.files.digest import file_sha256
+from pnc_cli.files.header import read_header
+from pnc_cli.files.opened import open_checkpoint
+from pnc_cli.files.patch import eject, inject
 from pnc_cli.manifest import Candidate, Manifest
-from pnc_cli.method.clone import Recipe, make_clone
-from pnc_cli.method.grid import make_grid
-from pnc_cli.method.probe import probe_images
-from pnc_cli.method.task import CloneTarget, Task
-from pnc_cli.network.branch import cuts, find_head, slice_tensor
-from pnc_cli.network.build import Network, load_network, read_tensors
 from pnc_cli.network.graph import trace
-from pnc_cli.network.patched import load
+from pnc_cli.network.head import cuts, find_head
+from pnc_cli.network.load import Network, load_network
+from pnc_cli.network.part import slice_tensor
 from pnc_cli.network.record import recording
 from pnc_cli.network.tape import observe
-from pnc_cli.patch import eject, inject, open_checkpoint
+from pnc_cli.network.tensors import read_tensors
+from pnc_cli.placement.grid import make_grid
+from pnc_cli.placement.probe import probe_images
 
 from .structure import middle
 

@@ -16,11 +16,11 @@ import timm
 import torch
 from torch import fx, nn
 
+from pnc_cli.channels.groups import prunable_groups
 from pnc_cli.errors import Incompatible
-from pnc_cli.network.branch import classifier_names, cuts, find_head
-from pnc_cli.network.channels import prunable_groups
+from pnc_cli.network.blank import without_memory
 from pnc_cli.network.graph import part_after, trace
-from pnc_cli.network.meta import without_memory
+from pnc_cli.network.head import classifier_names, cuts, find_head
 from pnc_cli.network.position import Position
 from pnc_cli.network.tape import observe
 

@@ -14,8 +14,8 @@ from . import options as o
 from .pair import Request
 
 if TYPE_CHECKING:
+    from ..branch.task import Task
     from ..manifest import Manifest, Plan
-    from ..method.task import Task
 
 
 def clone(
@@ -82,8 +82,8 @@ def clone(
 
     Next: pnc inject TGT clone.safetensors -o patched.safetensors
     """
-    from ..checkpoint.atomic import check_output
-    from ..clone_file import sidecar_of, write_clone
+    from ..files.atomic import check_output
+    from ..files.clone_file import sidecar_of, write_clone
     from ..manifest import to_plain
 
     report = Report("clone", as_json=as_json, quiet=quiet)
@@ -98,10 +98,10 @@ def clone(
         target_args,
     )  # fmt: skip
     with report.progress() as progress:
-        from ..method.clone import Recipe, make_clone
-        from ..method.grid import make_grid
-        from ..method.search import Budget, make_plan
-        from ..method.task import default_name
+        from ..branch.make import Recipe, make_clone
+        from ..branch.task import default_name
+        from ..placement.grid import make_grid
+        from ..placement.search import Budget, make_plan
 
         task = request.load(report, progress)
         if given is not None:

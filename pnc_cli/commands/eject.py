@@ -28,8 +28,8 @@ def eject(
 
     With none left, the output is the target file as it was, sha256 for sha256.
     """
-    from ..checkpoint.digest import file_sha256
-    from ..patch import eject as eject_clones
+    from ..files.digest import file_sha256
+    from ..files.patch import eject as eject_clones
 
     report = Report("eject", as_json=as_json, quiet=quiet)
     left = eject_clones(o.checkpoint(patched, "PATCHED"), output, names=name, force=force)

@@ -51,11 +51,11 @@ def evaluate(
     report = Report("eval", as_json=as_json, quiet=quiet)
     checkpoint = o.checkpoint(checkpoint, "CKPT")
     with report.progress() as progress:
-        from .. import evaluate as core
+        from .. import evaluation as core
         from ..allocator import keep_freed_memory
+        from ..branch.patched import load, preprocessing_of
         from ..data import choose, open_images, read_images
-        from ..network.build import check_device
-        from ..network.patched import load, preprocessing_of
+        from ..network.load import check_device
 
         keep_freed_memory()
         floors = _floors(fail_under, core.METRICS)

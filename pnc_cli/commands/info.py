@@ -28,7 +28,7 @@ def info(
     quiet: o.Quiet = False,
 ) -> None:
     """Say what FILE is, and whether it is sound."""
-    from ..describe import describe
+    from ..files.describe import describe
     from ..manifest import json_schema
 
     if schema:

@@ -48,7 +48,7 @@ def inject(
 
     Next: pnc eval patched.safetensors --data DATA
     """
-    from ..patch import inject as inject_clones
+    from ..files.patch import inject as inject_clones
 
     report = Report("inject", as_json=as_json, quiet=quiet)
     target = o.checkpoint(target, "TGT")
@@ -61,7 +61,7 @@ def inject(
     else:
         with report.progress() as progress:
             from ..allocator import keep_freed_memory
-            from ..recalibrate import inject_together
+            from ..branch.recalibrate import inject_together
 
             keep_freed_memory()
             patched, gain = inject_together(

@@ -148,6 +148,6 @@ def existing(path: Path, what: str) -> Path:
 
 def checkpoint(path: Path, what: str) -> Path:
     """The checkpoint file meant by ``path``: the file itself, or the one in a folder of timm's."""
-    from ..checkpoint.forms import checkpoint_file
+    from ..files.forms import checkpoint_file
 
     return checkpoint_file(existing(path, what))

@@ -10,7 +10,7 @@ from ..report import Progress, Report
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..method.task import Task
+    from ..branch.task import Task
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Request:
     def load(self, report: Report, progress: Progress) -> Task:
         """Loads both networks and the images, and says on stderr what will be used."""
         from ..allocator import keep_freed_memory
+        from ..branch.task import default_classes, gather, parse_classes
         from ..data import open_images
-        from ..method.task import default_classes, gather, parse_classes
-        from ..network.build import check_device, load_network
+        from ..network.load import check_device, load_network
 
         keep_freed_memory()
         device = check_device(self.device)

@@ -72,7 +72,7 @@ def search(
 
     Next: pnc clone SRC TGT --plan PLAN --data DATA -o clone.safetensors
     """
-    from ..checkpoint.atomic import Outputs, check_output
+    from ..files.atomic import Outputs, check_output
     from ..manifest import canonical_json, to_plain
     from ..plot import check_plot, draw_plan
 
@@ -89,8 +89,8 @@ def search(
         not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args, target_args,
     )  # fmt: skip
     with report.progress() as progress:
-        from ..method.grid import make_grid
-        from ..method.search import Budget, make_plan
+        from ..placement.grid import make_grid
+        from ..placement.search import Budget, make_plan
 
         task = request.load(report, progress)
         if data is None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Incompatible
+from .constants import LARGE, SMALL, Shape, image_dependent, known_values, unfold
 from .position import INPUT, Outline, Position
 from .shapes import device_of, on_shapes
-from .sizes import LARGE, SMALL, Shape, image_dependent, known_values, unfold
 from .tape import observe
 from .tracer import Tracer, trace_graph
 

@@ -8,72 +8,39 @@ The method works on one form only: a channel-first map and a list of prefix toke
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
+from ..manifest import Kind, Layout
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Layout of the features of one image.
+def to_map(x: Tensor, at: Layout) -> tuple[Tensor, Tensor | None]:
+    """Features (B, *at.shape) -> map (B, C, H, W) and prefix tokens (B, P, C) or None."""
+    h, w = at.grid
+    if at.kind == "NCHW":
+        return x, None
+    if at.kind == "NHWC":
+        return x.permute(0, 3, 1, 2), None
+    if at.kind == "NC":
+        return x[:, :, None, None], None
+    tokens = x[:, at.prefix :]
+    grid = tokens.transpose(1, 2).reshape(x.shape[0], at.channels, h, w)
+    return grid, x[:, : at.prefix] if at.prefix else None
 
-    ``shape`` is the feature shape without the batch axis; ``prefix`` counts the class and
-    register tokens in front of a token grid of ``grid`` = (height, width) cells.
-    """
 
-    kind: Kind
-    shape: tuple[int, ...]
-    grid: tuple[int, int]
-    prefix: int = 0
-
-    @property
-    def channels(self) -> int:
-        return self.shape[0] if self.kind in ("NCHW", "NC") else self.shape[-1]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    def at(self, resolution: float) -> Layout | None:
-        """The layout of the same map with so much of its cells along each axis, at least one;
-        None for tokens and vectors, which have no other."""
-        if resolution == 1.0:
-            return self
-        if self.kind not in ("NCHW", "NHWC"):
-            return None
-        h, w = (max(1, round(n * resolution)) for n in self.grid)
-        shape = (self.channels, h, w) if self.kind == "NCHW" else (h, w, self.channels)
-        return replace(self, shape=shape, grid=(h, w))
-
-    def to_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, *shape) -> map (B, C, H, W) and prefix tokens (B, P, C) or None."""
-        h, w = self.grid
-        if self.kind == "NCHW":
-            return x, None
-        if self.kind == "NHWC":
-            return x.permute(0, 3, 1, 2), None
-        if self.kind == "NC":
-            return x[:, :, None, None], None
-        tokens = x[:, self.prefix :]
-        grid = tokens.transpose(1, 2).reshape(x.shape[0], self.channels, h, w)
-        return grid, x[:, : self.prefix] if self.prefix else None
-
-    def from_map(self, grid: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """The inverse of :meth:`to_map`."""
-        if self.kind == "NCHW":
-            return grid
-        if self.kind == "NHWC":
-            return grid.permute(0, 2, 3, 1).contiguous()
-        if self.kind == "NC":
-            return grid.flatten(1)
-        tokens = grid.flatten(2).transpose(1, 2)
-        if prefix is None:
-            return tokens.contiguous()
-        return torch.cat([prefix, tokens], dim=1)
+def from_map(grid: Tensor, prefix: Tensor | None, at: Layout) -> Tensor:
+    """The inverse of :func:`to_map`."""
+    if at.kind == "NCHW":
+        return grid
+    if at.kind == "NHWC":
+        return grid.permute(0, 2, 3, 1).contiguous()
+    if at.kind == "NC":
+        return grid.flatten(1)
+    tokens = grid.flatten(2).transpose(1, 2)
+    if prefix is None:
+        return tokens.contiguous()
+    return torch.cat([prefix, tokens], dim=1)
 
 
 def token_grid(length: int, prefix_hint: int, aspect: float) -> tuple[int, tuple[int, int]] | None:

@@ -8,7 +8,7 @@ from timm.layers import get_notrace_modules
 from torch import Tensor, nn
 
 from ..errors import Incompatible
-from .layout import Layout
+from ..manifest import Layout
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 INPUT = "input"  # the position before the first layer: the preprocessed image itself

@@ -53,10 +53,3 @@ def _keep_input(recorded: dict[str, Tensor]):
         recorded[INPUT] = args[0].clone()
 
     return hook
-
-
-def as_vector(x: Tensor) -> Tensor:
-    """Pre-logits as (B, D), whatever the classifier reads: maps and tokens are averaged."""
-    if x.ndim == 4:
-        return x.mean((2, 3))
-    return x.mean(1) if x.ndim == 3 else x

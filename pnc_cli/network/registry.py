@@ -1,6 +1,6 @@
 """Makes the index of timm's architectures by building each of them, without memory for weights.
 
-    python -m pnc_cli.network.registry    # rewrites pnc_cli/checkpoint/architectures.json
+    python -m pnc_cli.network.registry    # rewrites pnc_cli/files/architectures.json
 
 Each name is built twice, with other numbers of classes and image channels: the dimensions that
 differ are the free ones.  Names with equal tensors are then compared module by module, and by
@@ -28,8 +28,8 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from ..checkpoint import architectures
-from ..checkpoint.architectures import (
+from ..files import architectures
+from ..files.architectures import (
     Free,
     Index,
     Match,
@@ -38,8 +38,8 @@ from ..checkpoint.architectures import (
     installed_index,
     timm_version,
 )
-from ..checkpoint.identity import PREPROCESSING
-from .meta import without_memory
+from ..files.identity import PREPROCESSING
+from .blank import without_memory
 
 Traits = dict[str, str]  # what -> how
 CLASSES, CHANNELS = (7, 11), (3, 5)  # of the two builds; no architecture has such sizes of its own

@@ -26,8 +26,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import Incompatible
-from .cost import count_flops
-from .layout import Layout, layout_of_shape
+from ..manifest import Layout
+from .flops import count_flops
+from .layout import layout_of_shape
 from .position import CONTAINERS, INPUT, Outline, Position, is_layer, tensors_in
 from .shapes import device_of, on_shapes
 

@@ -20,9 +20,9 @@ from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
 
 from ..errors import Incompatible
+from .constants import LARGE, SMALL, holds_tensor
 from .position import is_layer, leaves_of
 from .shapes import twin
-from .sizes import LARGE, SMALL, holds_tensor
 
 
 class Tracer(fx.Tracer):

@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pnc_cli import load
-from pnc_cli.clone_file import write_clone
+from pnc_cli.branch.make import Recipe, make_clone
+from pnc_cli.branch.pair import Grid
+from pnc_cli.branch.task import Task, default_name, gather
 from pnc_cli.errors import Incompatible
+from pnc_cli.files.clone_file import write_clone
+from pnc_cli.files.patch import eject, inject
 from pnc_cli.manifest import Candidate, Manifest
-from pnc_cli.method.clone import Recipe, make_clone
-from pnc_cli.method.grid import Grid, make_grid
-from pnc_cli.method.search import Budget, search
-from pnc_cli.method.study import Study
-from pnc_cli.method.task import Task, default_name, gather
-from pnc_cli.patch import eject, inject
+from pnc_cli.placement.grid import make_grid
+from pnc_cli.placement.search import Budget, search
+from pnc_cli.placement.study import Study
 
 from ..clock import Clock, Spent
 from ..problem import Problem

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pnc_cli.method.features import target_features
-from pnc_cli.method.join import fit_gaussian
+from pnc_cli.branch.join import GaussianGate, fit_gaussian
+from pnc_cli.network.features import target_features
 from pnc_cli.network.graph import trace
-from pnc_cli.network.join import GaussianGate
 
 from ..problem import Problem, Split
 from .base import Made, Method, Settings

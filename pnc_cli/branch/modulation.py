@@ -1,0 +1,212 @@
+"""Modulation: a scale and a shift for every channel that the module's normalisation layers put out.
+
+A module that lost channels, or that looks through an adapter, sees features that are not quite the
+source's, a little more so with each layer.  The modulation puts each channel's level and spread
+right again.  It belongs to the adapter: the module's own tensors stay exact slices of the source's,
+and scale and shift are folded into the normalisation layers when a branch is built, so they cost
+nothing per image.
+
+It is fitted in closed form, in one forward pass: layer after layer, each channel's scale and shift
+are the least-squares map from what the module puts out, behind its adapter and with the layers
+before already put right, to what the whole part of the source puts out there.  That wins back most
+of what pruning costs (examples/benchmark/NOTES.md), so a search can compare pruned modules without
+any training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..data import spread
+from ..manifest import ModuleTensor
+from ..network.part import Module
+
+PREFIX = "modulation."  # of these tensors among the adapter's
+FUNCTIONS = {F.layer_norm: -1, F.group_norm: 1}  # and the axis of their channels
+
+
+def modulated_layers(part: fx.GraphModule) -> dict[str, str]:
+    """Layers that can be modulated, by the node that runs them: norms with an affine map, run once.
+
+    A norm is a node that calls the layer, or (in layers that FX traces through) one that calls
+    PyTorch's function with the layer's weight.
+    """
+    found = {}
+    for n in part.graph.nodes:
+        layer = None
+        if n.op == "call_module" and "Norm" in type(part.get_submodule(n.target)).__name__:
+            layer = n.target
+        elif n.op == "call_function" and n.target in FUNCTIONS:
+            weights = [a.target for a in n.all_input_nodes if a.op == "get_attr"]
+            layer = next(
+                (w.removesuffix(".weight") for w in weights if w.endswith(".weight")), None
+            )
+        if layer is not None and _is_affine(part.get_submodule(layer)):
+            found[n.name] = layer
+    runs = list(found.values())
+    return {node: layer for node, layer in found.items() if runs.count(layer) == 1}
+
+
+def identity(part: fx.GraphModule) -> dict[str, Tensor]:
+    """The modulation that changes nothing: ``<layer>.scale`` and ``<layer>.shift``, (C,) each."""
+    tensors = {}
+    for layer in modulated_layers(part).values():
+        weight = part.get_submodule(layer).weight
+        tensors[f"{layer}.scale"] = torch.ones_like(weight, requires_grad=False)
+        tensors[f"{layer}.shift"] = torch.zeros_like(weight, requires_grad=False)
+    return tensors
+
+
+def modulated(part: nn.Module, modulation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of ``part`` that ``modulation`` changes, by name; differentiable in it."""
+    parameters = {}
+    for layer in layers_of(modulation):
+        m, scale = part.get_submodule(layer), modulation[f"{layer}.scale"]
+        parameters[f"{layer}.weight"] = m.weight * scale
+        parameters[f"{layer}.bias"] = m.bias * scale + modulation[f"{layer}.shift"]
+    return parameters
+
+
+@torch.no_grad()
+def fold(part: fx.GraphModule, modulation: Mapping[str, Tensor]) -> None:
+    """Folds ``modulation`` into the layers of ``part``, in place.
+
+    Raises ``ValueError`` where the two do not fit.
+    """
+    layers = layers_of(modulation)
+    expected = {name: t.shape for name, t in identity(part).items()}
+    for name, t in modulation.items():
+        if name not in expected:
+            raise ValueError(f"the module has no channels for '{PREFIX}{name}'")
+        if t.shape != expected[name]:
+            raise ValueError(f"'{PREFIX}{name}' has shape {list(t.shape)}, expected {list(expected[name])}")  # fmt: skip
+    pairs = [f"{layer}.{kind}" for layer in layers for kind in ("scale", "shift")]
+    if missing := [name for name in pairs if name not in modulation]:
+        raise ValueError(f"'{PREFIX}{missing[0]}' is missing")
+    for name, value in modulated(part, modulation).items():
+        part.get_parameter(name).data = value
+
+
+def layers_of(modulation: Iterable[str]) -> list[str]:
+    """The layers that a modulation's tensors belong to, each once."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in modulation))
+
+
+def _is_affine(layer: nn.Module) -> bool:
+    affine = [getattr(layer, name, None) for name in ("weight", "bias")]
+    return all(isinstance(p, nn.Parameter) and p.ndim == 1 for p in affine)
+
+
+RIDGE = 0.05  # of the wanted variance: pulls scales towards one
+MEMORY = 512 << 20  # bytes of recorded layer outputs, at most
+Visit = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
+
+
+@torch.no_grad()
+def fit_modulation(
+    dense: Module,
+    module: Module,
+    kept: Mapping[str, ModuleTensor],
+    features: Tensor,
+    student: Tensor,
+) -> dict[str, Tensor]:
+    """The modulation of ``module``, a copy of ``dense`` with the channels ``kept``.
+
+    ``features`` (N, ...) are the source's at the cut; ``student`` what the adapter makes of the
+    target's for the same images.
+    """
+    tensors = identity(module.part)
+    if not tensors:
+        return tensors
+    wanted: dict[str, Tensor] = {}
+    affordable = MEMORY // max(_bytes_per_image(dense, features[:2]), 1)
+    chosen = spread(len(features), max(affordable, 1))
+    features, student = features[chosen], student[chosen]
+
+    def remember(layer: str, rows: Tensor) -> None:
+        if f"{layer}.scale" in tensors:
+            indices = next((k.indices for k in kept[f"{layer}.weight"].kept), None)
+            wanted[layer] = rows if indices is None else rows[:, torch.tensor(indices)]
+
+    def correct(layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = _affine(rows, wanted.pop(layer))
+        tensors[f"{layer}.scale"], tensors[f"{layer}.shift"] = scale, shift
+        return scale, shift
+
+    _Layers(dense.part, remember).run(features.clone())
+    _Layers(module.part, correct).run(student.clone())
+    return tensors
+
+
+def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) that bring rows x (n, C) nearest to rows y."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x_rest, y_rest = x - x_mean, y - y_mean
+    pull = RIDGE * y_rest.square().mean(0) + 1e-12
+    scale = ((x_rest * y_rest).mean(0) + pull) / (x_rest.square().mean(0) + pull)
+    return scale, y_mean - scale * x_mean
+
+
+class _Layers(fx.Interpreter):
+    """Runs a part, showing ``visit`` what each norm puts out (rows, C), before any activation.
+
+    Where ``visit`` answers with a scale and a shift, the layer's output is corrected by them.
+    """
+
+    def __init__(self, part: fx.GraphModule, visit: Visit) -> None:
+        super().__init__(part)
+        self.layers, self.visit = modulated_layers(part), visit
+
+    def run_node(self, n: fx.Node):
+        if n.name not in self.layers:
+            return super().run_node(n)
+        layer = self.module.get_submodule(self.layers[n.name])
+        if n.op == "call_function":
+            out, axis = super().run_node(n), FUNCTIONS[n.target]
+            return _corrected(out, axis, self.visit(self.layers[n.name], _rows(out, axis)))
+        (x, *_), _ = self.fetch_args_kwargs_from_env(n)
+        plain = _plain(layer, x)
+        if plain is None:
+            return layer(x)
+        correction = self.visit(self.layers[n.name], _rows(*plain))
+        if correction is None:
+            return layer(x)
+        weight, bias = layer.weight, layer.bias
+        scale, shift = correction
+        values = {"weight": weight * scale, "bias": bias * scale + shift}
+        return torch.func.functional_call(layer, values, (x,))
+
+
+def _plain(layer: nn.Module, x: Tensor) -> tuple[Tensor, int] | None:
+    """What a norm puts out before its activation, if it has one, and the axis of the channels."""
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        mean, variance = layer.running_mean, layer.running_var
+        return F.batch_norm(x, mean, variance, layer.weight, layer.bias, eps=layer.eps), 1
+    if type(layer).__name__.endswith("Act"):
+        return None
+    if isinstance(layer, nn.GroupNorm):
+        return layer(x), 1
+    if isinstance(layer, nn.LayerNorm):
+        return layer(x), 1 if "2d" in type(layer).__name__ else -1
+    return None
+
+
+def _corrected(out: Tensor, axis: int, correction: tuple[Tensor, Tensor] | None) -> Tensor:
+    if correction is None:
+        return out
+    scale, shift = correction
+    return (out.movedim(axis, -1) * scale + shift).movedim(-1, axis)
+
+
+def _rows(x: Tensor, axis: int) -> Tensor:
+    return x.movedim(axis, -1).flatten(0, -2)
+
+
+def _bytes_per_image(dense: Module, example: Tensor) -> int:
+    sizes: list[int] = []
+    _Layers(dense.part, lambda layer, rows: sizes.append(4 * rows.numel())).run(example.clone())
+    return sum(sizes) // len(example)

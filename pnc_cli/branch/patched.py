@@ -1,0 +1,189 @@
+"""A target with clones on top, as one ordinary module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..channels.groups import prunable_groups, shrink_graph, what_stays
+from ..data import Images, normalize
+from ..errors import BadInput
+from ..files.clone_file import Clone, open_clone, verify_clone
+from ..files.header import read_header
+from ..files.opened import open_checkpoint
+from ..files.patch import check_fit
+from ..manifest import Manifest, Preprocessing
+from ..network.graph import trace
+from ..network.head import classifier_names, find_head, target_pre_logits
+from ..network.load import Network, build_architecture, load_network
+from ..network.part import Module, _part, resize
+from ..network.record import recording
+from ..network.tensors import read_tensors
+from .adapter import Adapter
+from .join import Join, from_tensors
+from .modulation import PREFIX, fold
+
+
+class Branch(nn.Module):
+    """Reads the target's features at ``tap`` and answers for its clone classes."""
+
+    def __init__(self, tap: str, adapter: Adapter, module: Module, join: Join) -> None:
+        super().__init__()
+        self.tap, self.adapter, self.module, self.join = tap, adapter, module, join
+
+    def forward(self, features: Tensor, target_pre: Tensor, z_t: Tensor) -> Tensor:
+        pre, z_b = self.module(self.adapter(features))
+        return self.join(target_pre, pre, z_t, z_b)
+
+
+class PatchedModel(nn.Module):
+    """Images (B, C, H, W), preprocessed for the target -> logits (B, original + clone classes).
+
+    The first ``target_classes`` logits are the target's own, bit for bit.  ``pretrained_cfg``
+    is the target's, for ``timm.data.resolve_model_data_config``.
+    """
+
+    def __init__(
+        self, target: Network, branches: dict[str, Branch], manifests: list[Manifest]
+    ) -> None:
+        super().__init__()
+        labels = [*target.ref.label_names, *(label for m in manifests for label in m.labels)]
+        self.manifests = manifests
+        self.target = target.model
+        self.branches = nn.ModuleDict(branches)
+        self.classifier = target.classifier
+        self.label_names = labels
+        self.num_classes = len(labels)
+        self.target_classes = target.ref.num_classes
+        self.pretrained_cfg = {**target.model.pretrained_cfg, "num_classes": len(labels)}
+        self.default_cfg = self.pretrained_cfg
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.branches:
+            return self.target(x)
+        taps = {b.tap for b in self.branches.values()}
+        with recording(self.target, taps, self.classifier) as seen:
+            z_t = self.target(x)
+        pre = target_pre_logits(seen, self.classifier, z_t)
+        return torch.cat([z_t, *(b(seen[b.tap], pre, z_t) for b in self.branches.values())], dim=1)
+
+    def clone_costs(self) -> list[dict[str, object]]:
+        """What each clone adds, as its manifest says; shares are of the target's."""
+        return [
+            {
+                "name": m.name,
+                "classes": m.labels,
+                "parameters": m.cost.parameters,
+                "parameters_share": m.cost.parameters / max(m.cost.target_parameters, 1),
+                "macs": m.cost.macs,
+                "macs_share": m.cost.macs / max(m.cost.target_macs, 1),
+                "bytes": m.cost.bytes,
+            }
+            for m in self.manifests
+        ]
+
+
+def load(
+    target: str | Path,
+    clones: Sequence[str | Path] = (),
+    *,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    device: str = "cpu",
+) -> PatchedModel:
+    """A patched checkpoint, or a target with ``clones`` on top, as an eval-mode ``nn.Module``.
+
+    ``architecture`` and ``model_args`` say what the target is where its file does not.  Nothing is
+    written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
+
+        model = pnc_cli.load("patched.safetensors")
+        config = timm.data.resolve_model_data_config(model)
+        transform = timm.data.create_transform(**config)
+
+    Raises ``pnc_cli.errors.PncError`` as the commands do.
+    """
+    target = Path(target)
+    checkpoint = open_checkpoint(target)
+    network = load_network(target, architecture=architecture, model_args=model_args)
+    extra = [open_clone(Path(p)) for p in clones]
+    check_fit(checkpoint, extra, network.digests)
+    every = [*checkpoint.clones, *extra]
+    branches = {}
+    for clone in every:
+        verify_clone(clone)
+        branches[clone.name] = _branch(clone)
+    manifests = [c.manifest for c in every]
+    return PatchedModel(network, branches, manifests).eval().requires_grad_(False).to(device)
+
+
+def _branch(clone: Clone) -> Branch:
+    m: Manifest = clone.manifest
+    header = read_header(clone.path)
+    entries = {n: header.tensors[clone.prefix + n] for n in clone.tensors}
+    tensors = read_tensors(clone.path, header, entries)
+    part = {g: {n.removeprefix(g + "."): t for n, t in tensors.items() if n.startswith(g + ".")}
+            for g in ("adapter", "module", "join")}  # fmt: skip
+    if sum(map(len, part.values())) != len(tensors):
+        raise BadInput(
+            f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it"
+        )
+    module = rebuild_module(build_architecture(m.source), m, part["module"])
+    adapter = Adapter(m.tap, m.cut, m.adapter.kernel)
+    modulation = {n: part["adapter"].pop(PREFIX + n) for n in
+                  [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]}  # fmt: skip
+    try:
+        adapter.load_state_dict(part["adapter"])
+        fold(module.part, modulation)
+        join = from_tensors(m.join.kind, part["join"], len(m.classes))
+    except (RuntimeError, KeyError, ValueError) as e:
+        raise BadInput(f"{clone.path}: clone '{clone.name}': {e}") from None
+    return Branch(m.tap.position, adapter, module, join)
+
+
+def preprocessing_of(model: PatchedModel) -> Preprocessing:
+    """How images are prepared for ``model``."""
+    return Preprocessing(**{k: model.pretrained_cfg[k] for k in Preprocessing.__struct_fields__})
+
+
+@torch.no_grad()
+def answers(model: PatchedModel, images: Iterable[Images]) -> tuple[Tensor, Tensor, int]:
+    """Logits (N, C) of images of the model's classes, their labels (N,) among them, and how many
+    images were skipped."""
+    how = preprocessing_of(model)
+    device = next(model.parameters()).device
+    number = {name: i for i, name in enumerate(model.label_names)}
+    logits: list[Tensor] = []
+    labels: list[int] = []
+    skipped = 0
+    for part in images:
+        skipped += part.skipped
+        if len(part):
+            logits.append(model(normalize(part.views[0].to(device), how)).cpu())
+            labels += [number[n] for n in part.labels]
+    return torch.cat(logits), torch.tensor(labels), skipped
+
+
+def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Tensor]) -> Module:
+    """The module of a clone file on the untrained architecture ``source``.
+
+    Raises ``BadInput`` when the tensors are not those the cut architecture needs.
+    """
+    tr = trace(source, manifest.source.preprocessing.input_size)
+    head = find_head(tr, classifier_names(source))
+    part = _part(tr, tr.position(manifest.cut.position), head)
+    needed = set(part.state_dict())
+    if needed != set(tensors):
+        odd = min(needed ^ set(tensors))
+        raise BadInput(f"clone '{manifest.name}': its module does not fit the part of a "
+                       f"{manifest.source.architecture} after '{manifest.cut.position}': "
+                       f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}")  # fmt: skip
+    kept = {(n, k.axis): k.indices for n, t in manifest.module.items() for k in t.kept}
+    if any(name.rpartition(".")[0] not in classifier_names(source) for name, _ in kept):
+        groups = prunable_groups(part, torch.zeros(2, *manifest.cut.shape))
+        shrink_graph(part, what_stays(groups, kept))
+    resize(part, tensors)
+    return Module(part, list(manifest.columns))

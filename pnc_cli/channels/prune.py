@@ -1,0 +1,254 @@
+"""Local(.): the share of the source's channels that the clone classes need.
+
+Channels are judged on localised samples: clone images, and neighbours of them with random patches
+masked.  What is missing without a set of channels is counted in two ways (``contributions.py``):
+the energy that it gives to the layers that read it, and how far it moves the answers for the clone
+classes.  Energy alone knows nothing of what later layers ignore, and answers alone are blind where
+they are sure of themselves, so the sum is taken.  Channels are removed one by one, each time the
+one that leaves the least missing, so channels that cancel or repeat each other go together.  How
+much a group of channels may lose is settled by its sensitivity: how far the answers really move
+when half of the group is masked.  Weights are copied, never trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import batches, spread
+from ..manifest import Kept, ModuleTensor
+from ..network.part import Module, resize
+from .contributions import energies, log_answers, movements
+from .flow import Site
+from .groups import Group, kept_indices, prunable_groups, shrink_graph
+
+STEPS = 32  # a group loses its channels in so many steps
+FLOOR = 1 / 16  # share of a group's channels that always stays
+SAMPLES = 256  # localised samples that answers are looked at on
+MASKED = 96  # of them, with half of a group masked, for each group
+CURVED = 3.0  # weight of the answers' movement beside the energy's
+TOLERANCE = 1e-3  # between the masked dense module and the pruned one, relative
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A group with the order in which its channels go, and what is missing after each step."""
+
+    group: Group
+    order: np.ndarray  # (n,) first to go first
+    missing: np.ndarray  # (n + 1,) what is missing after 0..n removals
+    sensitivity: float  # damage to the answers per unit missing
+
+
+def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
+    """Ranks the prunable channels of ``module`` on localised ``features`` (N, ...) at its cut."""
+    return rank_groups(module, features, prunable_groups(module.part, features[:2]))
+
+
+def rank_groups(module: Module, features: Tensor, groups: list[Group]) -> list[Ranked]:
+    """Ranks the channels of some of the ``groups`` of ``module``."""
+    if not groups:
+        return []
+    some = features[spread(len(features), SAMPLES)]
+    few = some[spread(len(some), MASKED)]
+    answers = _answers(module, few)
+    ranked = []
+    for g, energy, movement in zip(
+        groups, energies(module, features, groups), movements(module, some, groups)
+    ):
+        order, missing = greedy_order(_unit_trace(energy) + CURVED * _unit_trace(movement))
+        half = np.ones(g.size, dtype=bool)
+        half[order[: g.size // 2]] = False
+        with masked(module.part, [(g, half)]):
+            damage = _divergence(answers, _answers(module, few))
+        ranked.append(Ranked(g, order, missing, damage / max(missing[g.size // 2], 1e-9)))
+    return ranked
+
+
+def greedy_order(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order of removal for a Gram matrix (n, n), and the energy missing after each removal."""
+    n = len(energy)
+    cross = np.zeros(n)  # sum of energy[j, removed]
+    left = np.ones(n, dtype=bool)
+    order, missing, total = np.zeros(n, dtype=int), np.zeros(n + 1), 0.0
+    diagonal = energy.diagonal()
+    for k in range(n):
+        gain = np.where(left, diagonal + 2 * cross, np.inf)
+        j = int(gain.argmin())
+        total += gain[j]
+        order[k], left[j] = j, False
+        missing[k + 1] = max(total, missing[k])  # what cancels now may not cancel later
+        cross += energy[:, j]
+    return order, missing
+
+
+def select(
+    module: Module, ranked: list[Ranked], share: float, cells: dict[str, int]
+) -> list[tuple[Group, np.ndarray]]:
+    """Channels to keep, as (group, (n,) bool), so that at most ``share`` of the module stays: of
+    its parameters and of its MACs (``cells``: see ``weight_cells``; of its parameters alone if
+    there are none).
+
+    Step by step the group loses channels whose removal costs least for what it saves of that of
+    the two which is over.
+    """
+    tensors = {n: list(t.shape) for n, t in module.part.state_dict().items()}
+    removed = [0] * len(ranked)
+    while weight := prices(module, tensors, cells, share):
+        best, best_price = None, np.inf
+        for i, r in enumerate(ranked):
+            step = max(1, r.group.size // STEPS)
+            if removed[i] + step > r.group.size * (1 - FLOOR):
+                continue
+            damage = r.sensitivity * (r.missing[removed[i] + step] - r.missing[removed[i]])
+            price = damage / _saved(tensors, weight, r.group, step)
+            if price < best_price:
+                best, best_price = i, price
+        if best is None:
+            break
+        step = max(1, ranked[best].group.size // STEPS)
+        removed[best] += step
+        for (tensor, axis), indices in ranked[best].group.sites.items():
+            tensors[tensor][axis] -= step * indices.shape[1]
+    kept = []
+    for r, count in zip(ranked, removed):
+        stay = np.ones(r.group.size, dtype=bool)
+        stay[r.order[:count]] = False
+        kept.append((r.group, stay))
+    return kept
+
+
+def prune(
+    module: Module,
+    slices: dict[str, ModuleTensor],
+    chosen: list[tuple[Group, np.ndarray]],
+    example: Tensor,
+) -> tuple[Module, dict[str, ModuleTensor]]:
+    """A copy of ``module`` without the channels that are not chosen, and how the source's tensors
+    are sliced for it (``slices``: how they are sliced already).
+
+    Every removal is checked against the masked dense module on ``example``; a group that does not
+    agree is left whole.
+    """
+    chosen = [(g, stay) for g, stay in chosen if not stay.all()]
+    pruned, kept = _remove(module, slices, chosen)
+    if _agrees(module, pruned, chosen, example):
+        return pruned, kept
+    sound = []
+    for one in chosen:
+        try:
+            if _agrees(module, _remove(module, slices, [one])[0], [one], example):
+                sound.append(one)
+        except RuntimeError:  # shapes do not fit any more
+            continue
+    return _remove(module, slices, sound)
+
+
+class masked:
+    """Within it, a module's readers see zeros for the channels that are not kept."""
+
+    def __init__(self, part: nn.Module, chosen: list[tuple[Group, np.ndarray]]) -> None:
+        self.part, self.chosen, self.handles = part, chosen, []
+
+    def __enter__(self) -> None:
+        for group, stay in self.chosen:
+            for reader in group.readers:
+                m = self.part.get_submodule(reader.removesuffix(".weight"))
+                mask = torch.ones(m.weight.shape[1])
+                mask[torch.from_numpy(group.sites[reader, 1][~stay].ravel())] = 0.0
+                mask = mask.reshape(-1, *[1] * (m.weight.ndim - 2))  # (C, 1, 1) for convolutions
+                self.handles.append(
+                    m.register_forward_pre_hook(_multiply(mask.to(m.weight.device)))
+                )
+
+    def __exit__(self, *error) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _multiply(mask: Tensor):
+    return lambda module, args: (args[0] * mask, *args[1:])
+
+
+def _remove(module: Module, slices, chosen) -> tuple[Module, dict[str, ModuleTensor]]:
+    pruned = copy.deepcopy(module)
+    state = pruned.part.state_dict()
+    lengths = {(n, axis): size for n, t in state.items() for axis, size in enumerate(t.shape)}
+    cuts: dict[Site, np.ndarray] = {}
+    for group, stay in chosen:
+        for site, indices in kept_indices(group, stay, lengths).items():
+            before = cuts.get(site)
+            cuts[site] = indices if before is None else np.intersect1d(before, indices)
+    kept = dict(slices)
+    for (name, axis), indices in cuts.items():
+        state[name] = state[name].index_select(
+            axis, torch.from_numpy(indices).to(state[name].device)
+        )
+        done = {k.axis: k.indices for k in kept[name].kept}
+        earlier = done.get(axis)
+        done[axis] = [earlier[i] for i in indices] if earlier is not None else indices.tolist()
+        kept[name] = ModuleTensor(kept=[Kept(axis=a, indices=done[a]) for a in sorted(done)])
+    resize(pruned.part, state)
+    shrink_graph(pruned.part, chosen)
+    return pruned, kept
+
+
+@torch.no_grad()
+def _agrees(module: Module, pruned: Module, chosen, example: Tensor) -> bool:
+    try:
+        found = torch.cat(pruned(example.clone()), dim=1)
+    except RuntimeError:
+        return False
+    with masked(module.part, chosen):
+        expected = torch.cat(module(example.clone()), dim=1)
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-6))
+
+
+def _unit_trace(gram: np.ndarray) -> np.ndarray:
+    return gram / max(float(np.trace(gram)), 1e-30)
+
+
+@torch.no_grad()
+def _answers(module: Module, features: Tensor) -> Tensor:
+    logits = [module(features[p].clone())[1] for p in batches(len(features), 64)]
+    return log_answers(torch.cat(logits))
+
+
+def _divergence(expected: Tensor, found: Tensor) -> float:
+    return F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
+
+
+def prices(
+    module: Module, tensors: dict[str, list[int]], cells: dict[str, int], share: float
+) -> dict[str, float]:
+    """What a number of each tensor costs, as a share of the whole module: of its parameters and of
+    its MACs, each weighed by how far the shrunken ``tensors`` are above ``share`` of it.
+
+    Empty when they are above neither.
+    """
+    count = lambda shapes: {n: float(math.prod(s)) for n, s in shapes.items()}  # noqa: E731
+    macs = lambda numbers: sum(v * cells.get(n, 0) for n, v in numbers.items())  # noqa: E731
+    whole, now = count({n: t.shape for n, t in module.part.state_dict().items()}), count(tensors)
+    parameters, work = sum(whole.values()), max(macs(whole), 1.0)
+    over = np.maximum([sum(now.values()) / parameters - share, macs(now) / work - share], 0.0)
+    if not over.any():
+        return {}
+    of_parameters, of_macs = over / over.sum()
+    return {n: of_parameters / parameters + of_macs * cells.get(n, 0) / work for n in tensors}
+
+
+def _saved(
+    tensors: dict[str, list[int]], weight: dict[str, float], group: Group, step: int
+) -> float:
+    """The share of the module that goes with ``step`` channels of ``group``."""
+    saved = 0.0
+    for (tensor, axis), indices in group.sites.items():
+        shape = tensors[tensor]
+        saved += weight[tensor] * math.prod(shape) * step * indices.shape[1] / max(shape[axis], 1)
+    return max(saved, 1e-12)

@@ -1,0 +1,131 @@
+"""A clone in a file of its own: adapter, module and join, with their manifest.
+
+Tensors are named ``adapter.*``, ``module.*`` and ``join.*``; the one metadata key holds the
+manifest.  The same manifest lies beside the file as ``<stem>.json`` for people and ``jq``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadInput, UsageError
+from ..manifest import Manifest, canonical_json, parse
+from .atomic import Outputs
+from .digest import TensorDigest, combined_sha256, tensor_digests
+from .header import TensorEntry, format_header, read_header
+from .layout import lay_out
+
+MANIFEST_KEY = "pnc.manifest"
+TARGET_HEADER_KEY = "pnc.target_header"  # only patched checkpoints have it
+PARTS = ("adapter.", "module.", "join.")  # one of them begins each tensor's name
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone's tensors, wherever they lie: in a clone file, or in a patched checkpoint."""
+
+    manifest: Manifest
+    path: Path
+    data_start: int
+    tensors: dict[str, TensorEntry]  # adapter.*, module.*, join.*
+    prefix: str = ""  # in front of the tensors' names in that file
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+
+def open_clone(path: Path) -> Clone:
+    """Opens a clone file; its manifest, its sidecar and its tensors must agree.
+
+    Raises ``BadInput``.  The tensors' bytes are checked by :func:`verify_clone`.
+    """
+    header = read_header(path)
+    metadata = header.metadata or {}
+    if MANIFEST_KEY not in metadata:
+        raise BadInput(f"{path}: is not a clone: no '{MANIFEST_KEY}' in its metadata",
+                       hint="pnc clone makes one; pnc info FILE says what a file is")  # fmt: skip
+    if TARGET_HEADER_KEY in metadata:
+        raise BadInput(
+            f"{path}: is a patched checkpoint, not a clone", hint="give the clone's own file"
+        )
+    if strangers := [n for n in header.tensors if not n.startswith(PARTS)]:
+        raise BadInput(f"{path}: tensor '{strangers[0]}' belongs to no part of a clone")
+    manifest = parse(metadata[MANIFEST_KEY], Manifest, str(path))
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file() and sidecar.read_bytes() != canonical_json(manifest):
+        raise BadInput(
+            f"{sidecar}: differs from the manifest inside {path.name}",
+            hint=f"the embedded one is the truth: remove {sidecar.name}",
+        )
+    return Clone(manifest, path, header.data_start, header.tensors)
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as bytes: safetensors dtype name, shape, little-endian row-major data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def digest(self) -> TensorDigest:
+        return TensorDigest(self.dtype, self.shape, hashlib.sha256(self.data).hexdigest())
+
+
+def raw_sha256(tensors: Mapping[str, RawTensor]) -> str:
+    """The digest that a clone's manifest holds of its ``tensors``."""
+    return combined_sha256({n: t.digest() for n, t in tensors.items()})
+
+
+def verify_clone(clone: Clone) -> None:
+    """Checks the tensors' bytes against the manifest; raises ``BadInput``."""
+    header = read_header(clone.path)
+    names = {clone.prefix + n: n for n in clone.tensors}
+    if combined_sha256(tensor_digests(clone.path, header, names)) != clone.manifest.tensors_sha256:
+        raise corrupt(clone)
+
+
+def corrupt(clone: Clone) -> BadInput:
+    return BadInput(
+        f"{clone.path}: clone '{clone.name}' is corrupt: its tensors are not those of its manifest",
+        hint="fetch or make the clone again",
+    )
+
+
+def write_clone(
+    output: Path,
+    manifest: Manifest,
+    tensors: Mapping[str, RawTensor],
+    *,
+    force: bool = False,
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Writes a clone and its sidecar, both or neither."""
+    entries = lay_out(
+        {n: TensorEntry(t.dtype, t.shape, 0, len(t.data)) for n, t in tensors.items()}
+    )
+    document = canonical_json(manifest)
+    parse(document, Manifest, str(output))  # what could not be read again is not written
+    with Outputs(force=force, inputs=inputs) as outputs:
+        f = outputs.open(output)
+        f.write(format_header(entries, {MANIFEST_KEY: document.decode("utf-8")}))
+        for name in entries:
+            f.write(tensors[name].data)
+        outputs.open(sidecar_of(output)).write(document)
+
+
+def sidecar_of(path: Path) -> Path:
+    """``<stem>.json`` beside ``path``.  Raises ``UsageError`` if that is a file not of ours."""
+    sidecar = path.with_suffix(".json")
+    if sidecar == path:
+        raise UsageError(f"{path}: an output in safetensors format cannot be called .json")
+    if sidecar.is_file() and b'"schema": "pnc.' not in sidecar.read_bytes():
+        raise UsageError(
+            f"{sidecar}: exists and is not a manifest of pnc's; it would be replaced",
+            hint="choose another -o, or move that file away",
+        )
+    return sidecar

@@ -1,0 +1,120 @@
+"""What a file is, in words and as a document; no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+from ..manifest import Manifest, Patched, Plan, parse, to_plain
+from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, open_clone, verify_clone
+from .digest import file_sha256
+from .forms import checkpoint_file, name_prefix, own_names
+from .header import Header, read_header
+from .identity import resolve_identity
+from .opened import open_checkpoint, verify_target
+
+DOCUMENTS = {"pnc.clone": Manifest, "pnc.patched": Patched, "pnc.plan": Plan}
+
+
+@dataclass(frozen=True)
+class Description:
+    document: dict[str, Any]
+    text: str
+
+
+def describe(path: Path) -> Description:
+    """Reads and checks ``path``.  Raises ``BadInput`` when it is none of ours, or damaged."""
+    if path.suffix == ".json" and not path.name.endswith(".safetensors.index.json"):
+        return _document(path)
+    path = checkpoint_file(path)
+    header = read_header(path)
+    metadata = header.metadata or {}
+    if TARGET_HEADER_KEY in metadata:
+        return _patched(path)
+    if MANIFEST_KEY in metadata:
+        return _clone(path)
+    return _checkpoint(path, header)
+
+
+def _document(path: Path) -> Description:
+    try:
+        text = path.read_bytes()
+        fields = json.loads(text)
+    except (OSError, ValueError, RecursionError) as e:
+        raise BadInput(f"{path}: not a JSON document: {e}") from None
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    kind = DOCUMENTS.get(str(schema).partition("/")[0])
+    if kind is None:
+        raise BadInput(f"{path}: not a document of pnc's: schema is {schema!r}")
+    document = parse(text, kind, str(path))
+    return Description(
+        {"kind": schema, "document": to_plain(document)}, f"{path}: a {schema} document"
+    )
+
+
+def _clone(path: Path) -> Description:
+    clone = open_clone(path)
+    verify_clone(clone)
+    m = clone.manifest
+    return Description(
+        {"kind": "clone", "manifest": to_plain(m)},
+        f"{path}: a clone, '{m.name}', of {', '.join(m.labels)}\n{_lines(m)}",
+    )
+
+
+def _patched(path: Path) -> Description:
+    checkpoint = open_checkpoint(path)
+    verify_target(checkpoint)
+    lines = [f"{path}: a patched checkpoint; its target has sha256 {checkpoint.target_sha256}"]
+    for clone in checkpoint.clones:
+        verify_clone(clone)
+        lines.append(
+            f"clone '{clone.name}': {', '.join(clone.manifest.labels)}\n{_lines(clone.manifest)}"
+        )
+    document = {
+        "kind": "patched checkpoint",
+        "target_sha256": checkpoint.target_sha256,
+        "clones": [to_plain(c.manifest) for c in checkpoint.clones],
+    }
+    return Description(document, "\n".join(lines))
+
+
+def _checkpoint(path: Path, header: Header) -> Description:
+    size = sum(t.size for t in header.tensors.values())
+    document: dict[str, Any] = {
+        "kind": "checkpoint",
+        "tensors": len(header.tensors),
+        "bytes": size,
+        "dtypes": sorted({t.dtype for t in header.tensors.values()}),
+        "sha256": file_sha256(path),
+    }
+    lines = [f"{path}: a checkpoint, {len(header.tensors)} tensors, {size:,} bytes"]
+    try:
+        if prefix := name_prefix(own_names(path, header.tensors)):
+            document["tensor_prefix"] = prefix
+            lines.append(f"  every tensor's name begins with '{prefix}'")
+        known = resolve_identity(path, header)
+    except BadInput as e:
+        lines.append(f"  {e.message}")
+        document |= {"architecture": None, "reason": e.message}
+    else:
+        labels = list(known.label_names or ())
+        document |= {"architecture": known.architecture, "model_args": known.model_args,
+                     "label_names": labels, "named_by": known.origin}  # fmt: skip
+        shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+        lines.append(
+            f"  {known.architecture} (from {known.origin})" + (f": {shown}" if shown else "")
+        )
+    return Description(document, "\n".join(lines))
+
+
+def _lines(m: Manifest) -> str:
+    return (
+        f"  for {m.target.architecture} (tensors {m.target.tensors_sha256[:16]}…): reads "
+        f"'{m.tap.position}', then {m.source.architecture} after '{m.cut.position}'\n"
+        f"  {len(m.module)} copied tensors, adapter {m.adapter.parameters:,} numbers, join "
+        f"{m.join.kind} {m.join.parameters:,} numbers, {m.cost.bytes:,} bytes in all"
+    )

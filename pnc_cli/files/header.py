@@ -1,0 +1,175 @@
+"""The safetensors header, read and written at byte level.
+
+The format: a u64 little-endian length, that many bytes of JSON (padded with spaces), then the
+tensors' bytes without holes or overlaps.  The usual reader is lenient (duplicate names, extra
+fields, empty names pass); this one refuses whatever two readers could understand differently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadInput
+from .forms import conversion
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+METADATA = "__metadata__"
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor: its type, shape, and byte span [start, end) in the data region."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """A validated header: ``text`` is its JSON as it stands in the file, padding included."""
+
+    text: bytes
+    tensors: dict[str, TensorEntry]  # in the header's order
+    metadata: dict[str, str] | None
+
+    @property
+    def raw(self) -> bytes:
+        """Everything in front of the data region."""
+        return len(self.text).to_bytes(8, "little") + self.text
+
+    @property
+    def data_start(self) -> int:
+        return 8 + len(self.text)
+
+    @property
+    def data_size(self) -> int:
+        return max((t.end for t in self.tensors.values()), default=0)
+
+
+def read_header(path: Path) -> Header:
+    """Reads and validates the header of a file, and that the file is as long as it says.
+
+    Raises ``BadInput`` naming the file and what is wrong with it.
+    """
+    try:
+        with open(path, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            prefix = f.read(8)
+            if len(prefix) < 8:
+                raise BadInput(f"{path}: not a safetensors file: {size} bytes, too short")
+            length = int.from_bytes(prefix, "little")
+            if length > MAX_HEADER or 8 + length > size:
+                raise BadInput(
+                    f"{path}: not a safetensors file, or truncated: "
+                    f"header length {length:,}, file size {size:,} bytes",
+                    hint=_other_format(path, prefix),
+                )
+            text = f.read(length)
+    except OSError as e:
+        raise BadInput(f"{path}: cannot be read: {e.strerror}") from e
+    header = parse_header(text, str(path))
+    expected = header.data_start + header.data_size
+    if expected != size:
+        what = "truncated" if size < expected else "longer than its header says"
+        raise BadInput(f"{path}: {what}: {size:,} bytes, expected {expected:,}")
+    return header
+
+
+def parse_header(text: bytes, where: str) -> Header:
+    """Validates the header's JSON ``text``; ``where`` names the file in errors."""
+    if not text.startswith(b"{"):
+        raise BadInput(f"{where}: header does not begin with '{{'")
+    try:
+        fields = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")  # refuses lone surrogates
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"{where}: header is not valid JSON: {e}") from None
+    metadata = fields.pop(METADATA, None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    ):
+        raise BadInput(f"{where}: {METADATA} is not a map from string to string")
+    tensors = {name: _entry(name, value, where) for name, value in fields.items()}
+    at = 0
+    for name, t in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if t.start != at:
+            what = "a hole" if t.start > at else "an overlap"
+            raise BadInput(f"{where}: {what} before tensor '{name}': starts at {t.start}, not {at}")
+        at = t.end
+    return Header(text, tensors, metadata)
+
+
+def format_header(tensors: dict[str, TensorEntry], metadata: dict[str, str]) -> bytes:
+    """The bytes in front of the data region: length and JSON, metadata sorted, padded to 8."""
+    fields: dict[str, object] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    for name, t in tensors.items():
+        fields[name] = {
+            "dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]
+        }  # fmt: skip
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise BadInput(
+            f"the header would take {len(text):,} bytes; the format allows {MAX_HEADER:,}"
+        )
+    return len(text).to_bytes(8, "little") + text
+
+
+def _entry(name: str, value: object, where: str) -> TensorEntry:
+    if not name:
+        raise BadInput(f"{where}: a tensor has an empty name")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise BadInput(f"{where}: tensor '{name}': expected exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise BadInput(f"{where}: tensor '{name}': unknown dtype {dtype!r}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise BadInput(f"{where}: tensor '{name}': shape or data_offsets are not natural numbers")
+    bits, span = math.prod(shape) * DTYPE_BITS[dtype], offsets[1] - offsets[0]
+    if span * 8 != bits:
+        raise BadInput(
+            f"{where}: tensor '{name}': {dtype} {shape} takes {bits / 8:g} bytes, spans {span}"
+        )
+    return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"'{twice}' stands twice")
+    return fields
+
+
+def _no_constant(value: str) -> object:
+    raise ValueError(f"{value} is not JSON")
+
+
+def _other_format(path: Path, prefix: bytes) -> str | None:
+    if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
+        return f"this looks like a PyTorch pickle, which pnc never opens; {conversion(path)}"
+    return None

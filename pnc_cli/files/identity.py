@@ -1,0 +1,219 @@
+"""Which classifier is in a checkpoint file?  Answered without torch or timm.
+
+Looked up in this order: the command's own flags; the file's ``__metadata__``; ``<stem>.json``
+beside it; ``config.json`` in its folder (timm's layout, or the flat older one).  The first that
+names an architecture decides; later ones fill in what is missing, unless they name another
+architecture (a folder may hold several checkpoints).  Where none names one, the tensors tell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+from ..manifest import check_model_args
+from .architectures import Match, Shapes, find
+from .forms import own_names
+from .header import Header
+
+PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of a checkpoint's classifier; None or empty where nothing says it."""
+
+    architecture: str | None = None
+    num_classes: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""  # what named the architecture
+
+
+def resolve_identity(
+    path: Path,
+    header: Header,
+    *,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    flag: str = "--arch",
+    find: Callable[[Shapes], Match] = find,
+) -> Identity:
+    """What is known of the classifier in ``path``; ``find`` is asked where nothing names it.
+
+    Raises ``BadInput`` for a document that is broken, and where neither the documents nor the
+    tensors tell which architecture it is; ``flag`` is the option that would.
+    """
+    known = Identity()
+    if architecture is not None:
+        known = _identity({"architecture": architecture}, flag)
+    if model_args:
+        known = replace(known, model_args=check_model_args(model_args, "the command's flag"))
+    for read in (lambda: _from_metadata(header, path), lambda: _from_json(path.with_suffix(".json")),
+                 lambda: _from_json(path.parent / "config.json")):  # fmt: skip
+        if (more := read()) is not None:
+            known = _merge(known, more)
+    if known.architecture is None:
+        names = own_names(path, header.tensors)
+        match = find({own: header.tensors[n].shape for n, own in names.items()})
+        if match.chosen is None:
+            raise _unknown(path, match, flag)
+        known = replace(known, architecture=match.chosen, origin="its tensors")
+    return known
+
+
+def _unknown(path: Path, match: Match, flag: str) -> BadInput:
+    """The error that asks for the architecture, with all that the tensors tell of it."""
+    beside = path.with_suffix(".json").name
+    document = f'{beside} beside it with {{"architecture": "resnet18", "label_names": [...]}}'
+    if match.names:
+        listed = "; ".join(
+            f"{n} ({', '.join(f'{k} {v}' for k, v in match.traits.get(n, {}).items())})"
+            for n in match.names
+        )
+        return BadInput(
+            f"{path}: {len(match.names)} timm architectures have just these tensors, "
+            f"and nothing says which it is: {listed}",
+            hint=f"give {flag} {match.names[0]}, or the one it is; or write {document}",
+        )
+    if match.near:
+        more = f" and {len(match.near) - 5} more" if len(match.near) > 5 else ""
+        return BadInput(
+            f"{path}: nothing says which timm architecture this is; its tensors have the names of "
+            f"{', '.join(match.near[:5])}{more}, but other shapes"
+            + (f": {match.difference}" if match.difference else ""),
+            hint=f"give {flag} {match.near[0]} with its model_args, such as img_size "
+            f"({flag.replace('arch', 'args')} where there is one, or model_args in {beside})",
+        )
+    return BadInput(
+        f"{path}: nothing says which timm architecture this is, and none has tensors of these names",
+        hint=f"is it a timm classifier? then give {flag} NAME, or write {document}",
+    )
+
+
+def _merge(known: Identity, more: Identity) -> Identity:
+    if known.architecture and more.architecture not in (None, known.architecture):
+        return known
+    return Identity(
+        architecture=known.architecture or more.architecture,
+        num_classes=more.num_classes if known.num_classes is None else known.num_classes,
+        model_args=known.model_args or more.model_args,
+        label_names=known.label_names or more.label_names,
+        preprocessing={**more.preprocessing, **known.preprocessing},
+        origin=known.origin or more.origin,
+    )
+
+
+def _from_metadata(header: Header, path: Path) -> Identity | None:
+    """Metadata values are strings; those that are not plain words hold JSON."""
+    given = header.metadata or {}
+    fields: dict[str, Any] = {}
+    for key in ("architecture", "num_classes", "model_args", "label_names", "pretrained_cfg"):
+        if key in given:
+            text = given[key]
+            try:
+                fields[key] = text if key == "architecture" else _json(text)
+            except (ValueError, RecursionError) as e:
+                raise BadInput(f"{path}: metadata '{key}' is not JSON: {e}") from None
+    return _identity(fields, "the file's metadata") if fields else None
+
+
+def _from_json(path: Path) -> Identity | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"{path}: cannot be read: {e}") from e
+    try:
+        fields = _json(text)
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"{path}: not valid JSON: {e}") from None
+    if not isinstance(fields, dict):
+        raise BadInput(f"{path}: expected a JSON object")
+    if "schema" in fields:  # a sidecar of pnc's own
+        return None
+    return _identity(fields, path.name)
+
+
+def _json(text: str) -> Any:
+    """``text`` as JSON proper.  Raises ``ValueError``, also for NaN, which is none."""
+
+    def refuse(value: str) -> None:
+        raise ValueError(f"{value} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def _identity(fields: dict[str, Any], where: str) -> Identity:
+    cfg = fields.get("pretrained_cfg", fields)  # the older layout is flat
+    if not isinstance(cfg, dict):
+        raise BadInput(f"{where}: 'pretrained_cfg' is not an object")
+    architecture = fields.get("architecture", cfg.get("architecture"))
+    if architecture is not None:
+        if not isinstance(architecture, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", architecture):
+            raise BadInput(
+                f"{where}: architecture {architecture!r} is not a plain timm name",
+                hint="names look like resnet18 or vit_tiny_patch16_224",
+            )
+        architecture = architecture.partition(".")[0]  # resnet18.a1_in1k: the tag names weights
+    count = fields.get("num_classes", cfg.get("num_classes"))
+    if count is not None and (type(count) is not int or count < 1):
+        raise BadInput(f"{where}: num_classes is {count!r}, expected a positive number")
+    labels = fields.get("label_names", cfg.get("label_names"))
+    return Identity(
+        architecture=architecture,
+        num_classes=count,
+        model_args=check_model_args(fields.get("model_args") or {}, where),
+        label_names=None if labels is None else _labels(labels, where),
+        preprocessing=_preprocessing(cfg, where),
+        origin=where if architecture else "",
+    )
+
+
+def _labels(labels: object, where: str) -> tuple[str, ...]:
+    if isinstance(labels, dict):  # {"0": "cat", ...}
+        labels = [labels.get(str(i)) for i in range(len(labels))]
+    if not isinstance(labels, list) or not all(isinstance(v, str) and v for v in labels):
+        raise BadInput(f"{where}: label_names is not a list of names")
+    return tuple(labels)
+
+
+def _preprocessing(cfg: dict[str, Any], where: str) -> dict[str, Any]:
+    found = {k: cfg[k] for k in PREPROCESSING if cfg.get(k) is not None}
+    if (size := found.get("input_size")) is not None:
+        if not (
+            isinstance(size, list)
+            and len(size) == 3
+            and all(type(v) is int and 0 < v <= 8192 for v in size)
+        ):
+            raise BadInput(f"{where}: input_size is {size!r}, expected [channels, height, width]")
+    for key in ("mean", "std"):
+        value = found.get(key)
+        if value is not None:
+            number = lambda v: type(v) in (int, float) and abs(v) < 1e9  # noqa: E731
+            value = [value] if number(value) else value
+            if not (isinstance(value, list) and value and all(map(number, value))):
+                raise BadInput(f"{where}: {key} is {value!r}, expected numbers, one a channel")
+            if key == "std" and min(value) <= 0:
+                raise BadInput(f"{where}: std is {value!r}, expected positive numbers")
+            found[key] = value
+    if "crop_pct" in found and not (
+        type(found["crop_pct"]) in (int, float) and 0 < found["crop_pct"] <= 4
+    ):
+        raise BadInput(
+            f"{where}: crop_pct is {found['crop_pct']!r}, expected a share such as 0.875"
+        )
+    for key, allowed in (("interpolation", ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")),
+                         ("crop_mode", ("center", "squash", "border"))):  # fmt: skip
+        if key in found and found[key] not in allowed:
+            raise BadInput(
+                f"{where}: {key} is {found[key]!r}, expected one of {', '.join(allowed)}"
+            )
+    return found

@@ -1,0 +1,278 @@
+"""From a checkpoint file to the timm network in it, built safely and loaded strictly.
+
+Nothing is fetched, unpickled or imported because a file says so: the architecture must be a plain
+name in timm's registry, and every tensor of the file must find its parameter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..errors import BadInput, Incompatible, UsageError
+from ..files.digest import TensorDigest, combined_sha256, file_sha256
+from ..files.header import TensorEntry
+from ..files.identity import Identity, resolve_identity
+from ..files.opened import open_checkpoint
+from ..manifest import NetworkRef, Preprocessing
+from .blank import without_memory
+from .head import classifier_names
+from .registry import recognise
+from .tensors import read_tensors
+
+Weights = Mapping[str, TensorEntry]  # a checkpoint's tensors by their names in the network
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier of a checkpoint file: frozen, in eval mode, with what describes it."""
+
+    path: Path
+    model: nn.Module
+    ref: NetworkRef
+    digests: dict[str, TensorDigest]
+    classifier: tuple[str, ...]  # the module(s) whose input are the pre-logits
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        return self.ref.preprocessing.input_size
+
+    @property
+    def labels(self) -> list[str]:
+        return self.ref.label_names
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def check_device(name: str) -> torch.device:
+    """The device called ``name``.  Raises ``UsageError`` if this machine has not got it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        first = str(e).splitlines()[0]
+        raise UsageError(
+            f"--device {name}: {first}", hint="--device cpu works everywhere"
+        ) from None
+    return device
+
+
+def load_network(
+    path: Path,
+    *,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    what: str = "--arch",
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Loads the classifier of a checkpoint; of a patched one, the target in it.
+
+    ``what`` is the flag that names the architecture, for the error that asks for it.
+    Raises ``BadInput`` for a file that is corrupt or does not hold what it says.
+    """
+    checkpoint = open_checkpoint(path)
+    path = checkpoint.path
+    if checkpoint.clones:
+        ref = checkpoint.clones[0].manifest.target
+        identity = Identity(
+            architecture=ref.architecture,
+            num_classes=ref.num_classes,
+            model_args=ref.model_args,
+            label_names=tuple(ref.label_names),
+            preprocessing={
+                k: getattr(ref.preprocessing, k) for k in Preprocessing.__struct_fields__
+            },
+            origin="the patch manifest",
+        )
+    else:
+        identity = resolve_identity(
+            path, checkpoint.header, architecture=architecture, model_args=model_args, flag=what,
+            find=recognise,
+        )  # fmt: skip
+    model, identity = _build(path, checkpoint.weights, identity)
+    tensors = read_tensors(path, checkpoint.header, checkpoint.weights)
+    _load_strictly(path, model, tensors, identity)
+    digests = checkpoint.target_digests()
+    if checkpoint.clones and combined_sha256(digests) != ref.tensors_sha256:
+        raise BadInput(
+            f"{path}: the target in it is not what was patched: its tensors are not those of its manifest",
+            hint="the file was changed or damaged; inject into the original target again",
+        )
+    ref = NetworkRef(
+        architecture=identity.architecture,
+        model_args=identity.model_args,
+        num_classes=identity.num_classes,
+        label_names=list(identity.label_names or map(str, range(identity.num_classes))),
+        preprocessing=Preprocessing(**identity.preprocessing),
+        file_sha256=checkpoint.target_sha256 or file_sha256(path),
+        tensors_sha256=combined_sha256(digests),
+        tensor_prefix=checkpoint.prefix,
+    )
+    return Network(path, model.to(device), ref, digests, classifier_names(model))
+
+
+def build_architecture(ref: NetworkRef) -> nn.Module:
+    """The architecture of ``ref`` with untrained weights, frozen, in eval mode."""
+    model = _create(
+        "the manifest",
+        ref.architecture,
+        ref.num_classes,
+        ref.preprocessing.input_size,
+        ref.model_args,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _build(path: Path, weights: Weights, identity: Identity) -> tuple[nn.Module, Identity]:
+    """The model for these tensors, and the identity with every blank filled in."""
+    name = identity.architecture
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models())
+        raise BadInput(
+            f"{path}: timm {timm.__version__} has no architecture '{name}' (from {identity.origin})",
+            hint=f"did you mean {', '.join(near)}?"
+            if near
+            else "timm.list_models() lists them all",
+        )
+    cfg = get_pretrained_cfg(name, allow_unregistered=True)
+    cfg = cfg.to_dict() if cfg else {}
+    classes = _class_count(path, weights, identity, cfg)
+    size = _input_size(weights, identity, cfg)
+    _check_shapes(path, weights, identity, classes, size)
+    model = _create(str(path), name, classes, size, identity.model_args)
+    pre = resolve_data_config({}, pretrained_cfg={**model.pretrained_cfg, **identity.preprocessing})
+    pre["input_size"] = size
+    for key in ("mean", "std"):
+        values = [float(v) for v in pre[key]]
+        if len(values) != size[0]:
+            values = [sum(values) / len(values)] * size[0]
+        pre[key] = values
+    pre["crop_pct"] = float(pre["crop_pct"])
+    preprocessing = {k: pre[k] for k in Preprocessing.__struct_fields__}
+    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "num_classes": classes}
+    labels = identity.label_names
+    return model, Identity(
+        architecture=name,
+        num_classes=classes,
+        model_args=identity.model_args,
+        label_names=labels,
+        preprocessing=preprocessing,
+        origin=identity.origin,
+    )
+
+
+def _create(
+    where: str, name: str, classes: int, size: tuple[int, int, int], args: dict
+) -> nn.Module:
+    if not timm.is_model(name):
+        raise Incompatible(f"timm {timm.__version__} has no architecture '{name}'",
+                           hint="pip install -U timm")  # fmt: skip
+    extra = {"in_chans": size[0]} if size[0] != 3 else {}
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    try:
+        return timm.create_model(
+            name, pretrained=False, num_classes=classes,
+            pretrained_cfg_overlay={"input_size": tuple(size)}, **extra, **args,
+        )  # fmt: skip
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
+        raise BadInput(
+            f"{where}: timm cannot build '{name}' with model_args {args}: {e}",
+            hint="model_args must be arguments of that architecture in timm",
+        ) from e
+
+
+def _class_count(path: Path, weights: Weights, identity: Identity, cfg: dict) -> int:
+    """Rows of the classifier's weight; the documents must agree with it."""
+    heads = cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    found = None
+    for head in heads:
+        if (weight := weights.get(f"{head}.weight")) is not None and weight.shape:
+            found = weight.shape[0]
+            break
+    stated = {"num_classes": identity.num_classes,
+              "label_names": None if identity.label_names is None else len(identity.label_names)}  # fmt: skip
+    for key, count in stated.items():
+        if found is not None and count is not None and count != found:
+            raise BadInput(
+                f"{path}: classifier '{head}' has {found} classes, but {key} says {count}",
+                hint="correct the document beside the checkpoint",
+            )
+    count = found or stated["num_classes"] or stated["label_names"]
+    if count is None:
+        wanted = ", ".join(f"'{h}.weight'" for h in heads) or "a classifier"
+        raise BadInput(
+            f"{path}: no class count: a {identity.architecture} has its classes in {wanted}, "
+            "which this file has not",
+            hint="is the architecture right? num_classes in the document beside it would do too",
+        )
+    return count
+
+
+def _input_size(weights: Weights, identity: Identity, cfg: dict) -> tuple[int, int, int]:
+    """(C, H, W): channels from the first convolution, size from the documents or timm's default."""
+    size = list(identity.preprocessing.get("input_size") or cfg.get("input_size") or (3, 224, 224))
+    image = identity.model_args.get("img_size")
+    if image is not None and "input_size" not in identity.preprocessing:
+        size[1:] = [image, image] if isinstance(image, int) else list(image)
+    first = cfg.get("first_conv") or ()
+    for name in (first,) if isinstance(first, str) else tuple(first):
+        weight = weights.get(f"{name}.weight")
+        if weight is not None and len(weight.shape) == 4 and 0 < weight.shape[1] <= 16:
+            size[0] = weight.shape[1]  # more channels mean a space-to-depth stem
+    return tuple(size)
+
+
+def _check_shapes(path, weights: Weights, identity: Identity, classes: int, size) -> None:
+    """Compares the file with the architecture before memory is spent on it."""
+    try:
+        with without_memory():
+            model = _create(str(path), identity.architecture, classes, size, identity.model_args)
+    except (NotImplementedError, BadInput):  # with memory it may work: older timms compute here
+        return
+    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    _compare(path, identity, expected, {n: t.shape for n, t in weights.items()})
+
+
+def _load_strictly(path: Path, model: nn.Module, tensors: dict[str, Tensor], identity) -> None:
+    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    _compare(path, identity, expected, {n: tuple(t.shape) for n, t in tensors.items()})
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not tensors[name].is_floating_point():
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise BadInput(
+                f"{path}: tensor '{name}' holds {kind} numbers, expected floating-point ones",
+                hint="quantised checkpoints cannot be read; give the one it was made from",
+            )
+    model.load_state_dict(tensors, strict=True)
+    model.eval().requires_grad_(False)
+
+
+def _compare(path, identity: Identity, expected: dict, found: dict) -> None:
+    def refuse(what: str) -> BadInput:
+        return BadInput(
+            f"{path}: does not hold a {identity.architecture} (as {identity.origin} says): {what}",
+            hint="check the architecture and its model_args",
+        )
+
+    missing = [n for n in expected if n not in found]
+    unexpected = [n for n in found if n not in expected]
+    if missing or unexpected:
+        parts = [f"{len(names)} tensors {word}, such as '{names[0]}'"
+                 for names, word in ((missing, "missing"), (unexpected, "unexpected")) if names]  # fmt: skip
+        raise refuse("; ".join(parts))
+    for n, shape in expected.items():
+        if tuple(found[n]) != shape:
+            raise refuse(f"tensor '{n}' has shape {list(found[n])}, expected {list(shape)}")

@@ -1,0 +1,82 @@
+"""The copied part of a source: its layers after a cut, for some of its classes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..manifest import Kept, ModuleTensor
+from .graph import Trace, part_after
+from .head import Head, as_vector
+from .position import Position
+
+
+class Module(nn.Module):
+    """The copied part of the source: cut features -> (pre-logits (B, D), logits (B, C))."""
+
+    def __init__(self, part: fx.GraphModule, columns: list[int]) -> None:
+        super().__init__()
+        self.part = part
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        pre, logits = self.part(features)
+        return as_vector(pre), logits[:, self.columns]
+
+
+def _part(tr: Trace, cut: Position, head: Head) -> fx.GraphModule:
+    """The graph after ``cut``; what the source's own state does not hold, this one's does not."""
+    part = part_after(tr, cut, [head.pre, head.logits])
+    for name in sorted(part.state_dict().keys() - tr.root.state_dict().keys()):
+        owner, _, leaf = name.rpartition(".")  # a constant of the trace, or a mask
+        module = part.get_submodule(owner)
+        buffer = getattr(module, leaf)
+        delattr(module, leaf)
+        module.register_buffer(leaf, buffer, persistent=False)
+    return part
+
+
+def module_after(
+    tr: Trace, head: Head, cut: Position, class_indices: list[int]
+) -> tuple[Module, dict[str, ModuleTensor]]:
+    """The part of the source after ``cut`` for some classes, and how its tensors were sliced.
+
+    A linear classifier keeps the rows of the clone classes only; its order is that of
+    ``class_indices``.
+    """
+    part = copy.deepcopy(_part(tr, cut, head))
+    kept: dict[str, ModuleTensor] = {n: ModuleTensor(kept=[]) for n in part.state_dict()}
+    columns = list(class_indices)
+    if head.weight in kept:
+        rows = ModuleTensor(kept=[Kept(axis=0, indices=list(class_indices))])
+        kept[head.weight] = rows
+        bias = head.weight.removesuffix("weight") + "bias"
+        if bias in kept:
+            kept[bias] = rows
+        columns = list(range(len(class_indices)))
+    resize(part, {n: slice_tensor(t, kept[n]) for n, t in part.state_dict().items()})
+    return Module(part, columns), kept
+
+
+def slice_tensor(tensor: Tensor, how: ModuleTensor) -> Tensor:
+    """The copied slice of a source tensor."""
+    for k in how.kept:
+        tensor = tensor.index_select(k.axis, torch.tensor(k.indices))
+    return tensor.clone()
+
+
+def resize(part: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Sets parameters and buffers to ``tensors``, whatever their shapes; frozen."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = part.get_submodule(owner)
+        old = getattr(module, leaf)
+        tensor = tensor.to(old.dtype) if old.is_floating_point() else tensor
+        if leaf == "weight" and isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.groups = module.groups * len(tensor) // len(old)
+        if isinstance(old, nn.Parameter):
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        else:
+            setattr(module, leaf, tensor)

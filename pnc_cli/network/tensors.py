@@ -1,0 +1,46 @@
+"""Tensors of a safetensors file, to PyTorch and back, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+from ..files.clone_file import RawTensor
+from ..files.digest import read_span
+from ..files.header import Header, TensorEntry
+
+TORCH_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "U16": torch.uint16, "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64,
+    "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+    "F64": torch.float64, "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
+
+
+def read_tensors(
+    path: Path, header: Header, entries: Mapping[str, TensorEntry]
+) -> dict[str, Tensor]:
+    """Tensors of a file, by the ``entries`` of its data region."""
+    tensors = {}
+    with open(path, "rb") as f:
+        for name, t in entries.items():
+            if t.dtype not in TORCH_DTYPES:
+                raise BadInput(f"{path}: tensor '{name}': torch has no type for {t.dtype}")
+            data = bytearray().join(read_span(f, header.data_start + t.start, t.size, path))
+            dtype = TORCH_DTYPES[t.dtype]
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.reshape(t.shape)
+    return tensors
+
+
+def raw_tensor(t: Tensor) -> RawTensor:
+    """A tensor as the bytes that ``read_tensors`` reads."""
+    t = t.detach().cpu().contiguous()
+    data = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
+    return RawTensor(DTYPE_NAMES[t.dtype], tuple(t.shape), data)

@@ -1,0 +1,92 @@
+"""The pairs of positions that a search tries: a tap in the target, a cut in the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..branch.pair import Grid
+from ..errors import Incompatible
+from ..network.graph import trace
+from ..network.head import cuts, find_head
+from ..network.load import Network
+from ..network.position import CONTAINERS, INPUT, Outline, Position
+from ..network.tape import observe
+
+
+def make_grid(
+    source: Network, target: Network, taps: Sequence[str] = (), cut_names: Sequence[str] = ()
+) -> Grid:
+    """All pairs of block positions, or of the positions named.
+
+    A pair whose tap is coarser than its cut is left out: what the tap has averaged away cannot
+    be had back.  ``input`` is paired with ``input`` alone, whatever their sizes: an image is not
+    a feature map, and there is nothing finer.
+    """
+    seen = observe(target.model, target.input_size)
+    tr_s = trace(source.model, source.input_size)
+    head = find_head(tr_s, source.classifier)
+    possible = cuts(tr_s, head)
+    named = {n for p in possible for n in (p.name, *p.aliases)}
+    t = [seen.position(n) for n in taps] or block_positions(seen)
+    s = [tr_s.position(n) for n in cut_names] or [
+        c for c in block_positions(tr_s) if c.name in named
+    ]
+    pairs = [
+        (tap, cut)
+        for tap in t
+        for cut in s
+        if (tap.name == INPUT) == (cut.name == INPUT)
+        and tap.layout.kind != "NC"
+        and (cut.layout.kind != "NC" or tap.layout.grid[0] <= 16)
+        and (tap.name == INPUT or _finer(tap, cut))
+    ]
+    if taps and cut_names:
+        pairs = [(tap, cut) for tap in t for cut in s]
+    if not pairs:
+        raise Incompatible(
+            "no pair of positions to try",
+            hint="taps: " + ", ".join(p.name for p in seen.positions)
+            + "; cuts: " + ", ".join(p.name for p in possible),
+        )  # fmt: skip
+    return Grid(seen, tr_s, head, pairs)
+
+
+def _finer(tap: Position, cut: Position) -> bool:
+    """Whether the tap resolves the image at least half as finely as the cut, along each axis."""
+    return all(2 * t >= c for t, c in zip(tap.layout.grid, cut.layout.grid))
+
+
+NEARLY_ALL = 0.75  # share of a network's MACs: what has more is not one of its blocks
+
+
+def block_positions(network: Outline) -> list[Position]:
+    """The positions between blocks, without those inside one and those that cost nothing more.
+
+    A position inside a block that is itself a position (``blocks.0.0.bn1``) is left out, unless
+    the block is a plain sequence or nearly the whole network; so is all but the last of a run
+    without any work in between (``bn1``, ``act1``, ``maxpool``).
+    """
+    named = {n: p for p in network.positions for n in (p.name, *p.aliases)}
+    starts: dict[str, float] = {}  # the depth at which each module begins
+    for before, p in zip((0.0, *(p.depth for p in network.positions)), network.positions):
+        for parent in _parents(p.name):
+            starts.setdefault(parent, before)
+
+    def is_block(name: str) -> bool:
+        if name not in named or isinstance(network.root.get_submodule(name), CONTAINERS):
+            return False
+        return named[name].depth - starts[name] < NEARLY_ALL
+
+    outer = [p for p in network.positions if not any(map(is_block, _parents(p.name)))]
+    kept = []
+    for p, following in zip(outer, [*outer[1:], None]):
+        same = following is not None and following.depth == p.depth
+        if p.name == INPUT or not (same and following.layout.elements <= p.layout.elements):
+            kept.append(p)
+    return kept
+
+
+def _parents(name: str) -> list[str]:
+    """``a.b.c`` -> ``a.b``, ``a``."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]

@@ -1,0 +1,106 @@
+"""Targets of very many classes, and features of more images than memory holds."""
+
+import pytest
+import torch
+
+from pnc_cli.branch import make as cloning
+from pnc_cli.branch.make import Recipe, evidence_of, make_clone
+from pnc_cli.branch.recipe import make_branch, run_module
+from pnc_cli.branch.task import gather, kept, parse_classes, subset
+from pnc_cli.data import LEAST, PER_CLASS, TOGETHER, images_per_class, open_images
+from pnc_cli.network.features import source_features, target_features
+from pnc_cli.network.load import load_network
+from pnc_cli.placement import study as studying
+from pnc_cli.placement.grid import make_grid
+from pnc_cli.placement.study import FEWEST, SOME, Study
+
+
+@pytest.fixture(scope="module")
+def given(pair):
+    source, target = load_network(pair.source), load_network(pair.target)
+    task = gather(source, target, parse_classes(pair.new, source, target), open_images(str(pair.train)),
+                  limit=10, originals=True, seed=0)  # fmt: skip
+    return task, make_grid(source, target, ["layer1"], ["layer1"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes", "images"),
+    [
+        (None, 6, PER_CLASS),
+        (None, TOGETHER // PER_CLASS, PER_CLASS),
+        (None, 200, TOGETHER // 200),
+        (None, 21_841, LEAST),
+        (7, 21_841, 7),
+        (0, 21_841, None),
+    ],
+)
+def test_many_classes_are_read_fewer_images_each(asked, classes, images):
+    assert images_per_class(asked, classes) == images
+
+
+def test_a_task_without_some_of_its_originals_is_the_same_task(given):
+    task, _ = given
+    keep = (task.ids != 0) & (torch.arange(len(task.ids)) % 3 > 0)
+    part = kept(task, keep)
+    assert part.originals == task.originals[1:]
+    names = [*task.originals, *(c.name for c in task.classes)]
+    assert part.images.labels == [names[i] for i in task.ids[keep]]
+    assert [
+        [*part.originals, *(c.name for c in part.classes)][i] for i in part.ids
+    ] == part.images.labels
+    assert torch.equal(part.label_index, task.label_index[keep])
+    assert torch.equal(part.is_new, task.is_new[keep])
+    assert torch.equal(part.held_out, task.held_out[keep])
+    for view, whole in zip(part.images.views, task.images.views):
+        assert torch.equal(view, whole[keep])
+
+
+def test_a_search_looks_at_some_of_very_many_originals(given, monkeypatch):
+    task, grid = given
+    assert task.old > 2
+    [all_of_them] = Study.of(task, grid, 0).score_pairs()
+    monkeypatch.setattr(studying, "SOME", 2)
+    monkeypatch.setattr(studying, "FEWEST", 6)
+    monkeypatch.setattr(studying, "MEMORY", 1)
+    study = Study.of(task, grid, 0)
+    assert study.task.originals == [task.originals[0], task.originals[-1]]
+    assert torch.bincount(study.task.ids).tolist() == [6] * (2 + task.new)
+    [some] = study.score_pairs()
+    assert some.average_accuracy is not None
+    costs = lambda c: (c.parameters, c.macs, c.bytes)  # noqa: E731
+    assert costs(some) == costs(all_of_them)  # the join will tell all of them apart
+    assert SOME >= 10 and FEWEST > 4  # few classes are all looked at, as they ever were
+    assert subset(task, 6, held_out_every=2).originals == task.originals
+
+
+def test_a_clone_whose_features_do_not_fit_is_learned_from_some(given, monkeypatch):
+    """The join and the figures are of all images."""
+    task, grid = given
+    candidate = Study.of(task, grid, 0).score_pairs()[0]
+    whole, _ = make_clone(task, grid, candidate, Recipe("c", 1, 0))
+    seen = []
+    monkeypatch.setattr(cloning, "make_branch", lambda part, *a, **k: seen.append(part) or
+                        make_branch(part, *a, **k))  # fmt: skip
+    elements = sum(p.layout.elements for p in grid.pairs[0])
+    room = 26
+    monkeypatch.setattr(cloning, "MEMORY", 4 * elements * room)
+    some, _ = make_clone(task, grid, candidate, Recipe("c", 1, 0))
+    [part] = seen
+    assert len(part.ids) == room < len(task.ids) and part.is_new.sum() == room // 2
+    assert some.measured.images == whole.measured.images
+    assert some.method.original_images == whole.method.original_images
+    assert some.cost == whole.cost
+
+
+def test_answers_of_a_batch_at_a_time_are_those_of_all(given, monkeypatch):
+    task, grid = given
+    [(tap, cut)] = grid.pairs
+    candidate = Study.of(task, grid, 0).score_pairs()[0]
+    target_pre, z_t, taps = target_features(task.target, task.images.views[0], [tap.name])
+    _, cuts = source_features(task.source, task.images.views[1], [cut])
+    branch = make_branch(task, grid, candidate, taps[tap.name], cuts[cut.name], epochs=0, seed=0)
+    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
+    monkeypatch.setattr(cloning, "BATCH", 7)
+    found = evidence_of(task, tap, branch)
+    for mine, other in zip(found, (target_pre, pre, z_t, z_b)):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,159 @@
+"""placement/search.py and study.py: what is tried, what a guess is worth, and when it is settled."""
+
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+
+from pnc_cli.branch.cost import Amounts
+from pnc_cli.branch.recipe import localize
+from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.channels.localised import localised_features
+from pnc_cli.channels.prune import rank_channels
+from pnc_cli.data import open_images
+from pnc_cli.manifest import Candidate
+from pnc_cli.network.load import load_network
+from pnc_cli.placement import search as searching
+from pnc_cli.placement import study as studying
+from pnc_cli.placement.grid import make_grid
+from pnc_cli.placement.search import LEAST, Budget, search
+from pnc_cli.placement.study import RECOVERED, Study
+
+
+def candidate(score, *, tap="a", cut="b", share=1.0, resolution=1.0, macs=1):
+    return Candidate(tap=tap, cut=cut, share=share, resolution=resolution, score=score, branch_accuracy=1.0,
+                     joint_accuracy=None, average_accuracy=None, locality=None, fit=1.0, parameters=1,
+                     macs=macs, bytes=1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def studied(pair):
+    """A study of the pair's task on the positions after the image and after two stages."""
+    source, target = load_network(pair.source), load_network(pair.target)
+    task = gather(source, target, parse_classes(pair.new, source, target), open_images(str(pair.train)),
+                  limit=10, originals=True, seed=0)  # fmt: skip
+    grid = make_grid(source, target, ["maxpool", "layer1"], ["maxpool", "layer1", "layer2"])
+    return SimpleNamespace(task=task, grid=grid, study=Study.of(task, grid, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("dense", "found", "expected"),
+    [
+        (candidate(0.8), candidate(0.6, share=0.5), 0.6 + RECOVERED * 0.2),
+        (candidate(0.8), candidate(0.9, share=0.5), 0.9),  # it lost nothing
+        # of the accuracy 0.8 and 0.7: a price is not recovered
+        (candidate(0.75, macs=10), candidate(0.68, share=0.5, macs=5), 0.68 + RECOVERED * 0.1),
+    ],
+)
+def test_half_of_the_accuracy_that_a_share_loses_is_taken_for_recovered(
+    monkeypatch, dense, found, expected
+):
+    monkeypatch.setattr(studying, "price", lambda grid, macs: {1: 0.0, 10: 0.05, 5: 0.02}[macs])
+    study = SimpleNamespace(pairs={("a", "b"): dense}, grid=None)
+    assert Study.refined(study, found).score == pytest.approx(expected)
+
+
+def test_a_group_is_ranked_once_for_all_modules_that_have_it(studied):
+    study = studied.study
+    study.ranked.clear()
+    study.rank(["layer1", "maxpool"])
+    for name in ("maxpool", "layer1"):
+        cut = studied.grid.source.position(name)
+        fit = ~study.task.held_out & study.task.is_new
+        features = localised_features(study.task.source, study.task.images.views[1][fit], cut, 0)
+        alone = rank_channels(study.modules[name][0], features)
+        assert len(alone) == len(study.ranked[name]) > 0
+        for mine, other in zip(study.ranked[name], alone):
+            assert mine.group.sites.keys() == other.group.sites.keys()
+            np.testing.assert_array_equal(mine.order, other.order)
+            assert mine.sensitivity == pytest.approx(other.sensitivity, rel=1e-3, abs=1e-6)
+
+
+def test_a_pair_is_tried_where_an_eighth_of_it_fits(studied):
+    """And not where less does."""
+    study, grid = studied.study, studied.grid
+    dense = {(c.tap, c.cut): c for c in study.score_pairs()}
+    macs = sum(grid.target.macs.values())
+    large = dense["maxpool", "maxpool"]
+    for room, tried in ((1.3 * LEAST, True), (0.9 * LEAST, False)):
+        study.shares.clear()
+        try:
+            search(studied.task, grid, seed=0, budget=Budget(room * large.macs / macs), study=study)
+        except searching.Incompatible:  # nothing is so small
+            pass
+        assert any(key[:2] == ("maxpool", "maxpool") for key in study.shares) == tried
+
+
+def test_the_best_guesses_are_refined_until_the_best_is_none(monkeypatch):
+    worth = {"a": 0.5, "b": 0.65, "c": 0.9}
+    asked = []
+
+    def tried(study, c):
+        asked.append(c.tap)
+        return msgspec.structs.replace(c, score=worth[c.tap])
+
+    monkeypatch.setattr(searching, "_tried", tried)
+    guesses = [candidate(s, tap=t, share=0.5) for t, s in (("a", 0.7), ("b", 0.69), ("c", 0.6))]
+    alike = candidate(0.69, tap="a", share=0.4)
+    found = searching._tried_out(SimpleNamespace(), [*guesses, alike], lambda *a: None)
+    assert asked == ["a", "b"]  # a's other share goes with a; 0.65 is ahead of the guess of 0.6
+    assert [(c.tap, c.share, c.score) for c in found] == [
+        ("b", 0.5, 0.65), ("c", 0.5, 0.6), ("a", 0.5, 0.5), ("a", 0.4, 0.49)
+    ]  # fmt: skip
+    asked.clear()
+    whole = candidate(0.8, tap="w")
+    found = searching._tried_out(SimpleNamespace(), [*guesses, whole], lambda *a: None)
+    assert asked == [] and found[0] is whole  # what lost nothing has nothing to regain
+    monkeypatch.setattr(searching, "TRIALS", 1)
+    found = searching._tried_out(SimpleNamespace(), guesses, lambda *a: None)
+    assert asked == ["a"] and found[0].tap == "a" and found[0].score == 0.5  # no guess before it
+
+
+def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
+    study = studied.study
+    study.tried.clear()
+    budget = Budget(
+        0.25 * study.pairs["maxpool", "maxpool"].macs / sum(studied.grid.target.macs.values())
+    )
+    found = search(studied.task, studied.grid, seed=0, budget=budget, study=study)
+    assert study.tried and found[0] in study.tried.values()
+    for key, c in study.tried.items():
+        assert key == (c.tap, c.cut, c.resolution, c.share, c.most_parameters)
+        assert c.macs == study.shares[key[:4]].macs
+    monkeypatch.setattr(searching, "TRIAL_WORK", 0)
+    study.tried.clear()
+    assert search(studied.task, studied.grid, seed=0, budget=budget, study=study)
+    assert all(c in study.shares.values() for c in study.tried.values())  # guesses, as they were
+
+
+def test_a_clone_keeps_no_more_parameters_than_the_budget_leaves(studied):
+    task, grid, study = studied.task, studied.grid, studied.study
+    pair = study.pairs["maxpool", "maxpool"]
+    [found] = study.score_shares(study.place(pair, 1.0), [0.5])
+    dense, slices = study.modules["maxpool"]
+
+    def count(c):
+        module, _ = localize(task, grid, dense, slices, c, 0)
+        return sum(p.numel() for p in module.parameters())
+
+    free = count(found)
+    assert found.most_parameters == 0 and free > 0
+    fewer = round(0.9 * free)
+    assert 0.7 * fewer < count(msgspec.structs.replace(found, most_parameters=fewer)) <= fewer
+
+
+def test_what_a_budget_leaves_for_a_module(studied):
+    """By number and by bytes, whichever is less; no limit where there is none of either."""
+    study = studied.study
+    pair = study.pairs["maxpool", "maxpool"]
+    place = study.place(pair, 1.0)
+    [c] = study.score_shares(place, [0.5])
+    beside, inf = study.beside(place), float("inf")
+    module = c.parameters - beside.parameters
+    most = lambda *room: searching._limited(study, c, Amounts(*room)).most_parameters  # noqa: E731
+    assert most(c.macs, inf, inf) == 0
+    assert most(c.macs, beside.parameters + 1.5 * module, inf) == int(1.5 * module)
+    assert most(inf, inf, c.bytes) == module
+    bytes_of_module = c.bytes - beside.bytes
+    assert most(inf, c.parameters * 2, beside.bytes + 1.25 * bytes_of_module) == int(1.25 * module)
