@@ -46,13 +46,17 @@ def train(folder: Path, name: str, labels: list[str], seed: int) -> None:
         "label_names": labels,
         "model_args": ARGS,
         "pretrained_cfg": {
-            "input_size": [3, SIZE, SIZE], "interpolation": "bicubic", "crop_pct": 1.0,
-            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+            "input_size": [3, SIZE, SIZE],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
         },
-    }  # fmt: skip
+    }
     model = timm.create_model("resnet18", num_classes=len(labels), **ARGS)
-    transform = timm.data.create_transform((3, SIZE, SIZE), interpolation="bicubic", crop_pct=1.0,
-                                           mean=(0.5,) * 3, std=(0.5,) * 3)  # fmt: skip
+    transform = timm.data.create_transform(
+        (3, SIZE, SIZE), interpolation="bicubic", crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
     files = [(f, k) for k, n in enumerate(labels) for f in sorted((folder / "train" / n).iterdir())]
     x = torch.stack([transform(Image.open(f).convert("RGB")) for f, _ in files])
     y = torch.tensor([k for _, k in files])

@@ -36,8 +36,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-COMMANDS = {"search": search, "clone": clone, "inject": inject, "eject": eject,
-            "eval": evaluate, "info": info}  # fmt: skip
+COMMANDS = {
+    "search": search,
+    "clone": clone,
+    "inject": inject,
+    "eject": eject,
+    "eval": evaluate,
+    "info": info,
+}
 for name, function in COMMANDS.items():
     app.command(name)(function)
 
@@ -95,5 +101,5 @@ def run(argv: list[str]) -> int:
     return error.exit_code
 
 
-def _interrupt(signum, frame) -> None:  # noqa: ANN001
+def _interrupt(signum, frame) -> None:
     raise KeyboardInterrupt

@@ -92,8 +92,9 @@ def open_images(source: str) -> ImageSource:
             hint="expected one sub-folder a class: DATA/cat/1.jpg, DATA/dog/2.jpg, …",
         ) from e
     if not by_class:
-        raise BadInput(f"{source}: no images found",
-                       hint="expected one sub-folder a class: DATA/cat/1.jpg, …")  # fmt: skip
+        raise BadInput(
+            f"{source}: no images found", hint="expected one sub-folder a class: DATA/cat/1.jpg, …"
+        )
     return ImageSource(source, by_class, dataset)
 
 
@@ -180,14 +181,18 @@ def read_images(
                     raise bad[0]
             pairs = zip(wanted[part], decoded)
             good = [(label, d) for (label, _), d in pairs if not isinstance(d, Exception)]
-            tensors = {key: _stack([d[n] for _, d in good], view)
-                       for n, (key, view) in enumerate(distinct.items())}  # fmt: skip
+            tensors = {
+                key: _stack([d[n] for _, d in good], view)
+                for n, (key, view) in enumerate(distinct.items())
+            }
             found += len(good)
             yield Images([tensors[_key(v)] for v in views], [label for label, _ in good], len(bad))
     progress(what, len(wanted), len(wanted))
     if not found:
-        raise BadInput(f"{source.name}: no image could be read",
-                       hint="are the folder names the classes' labels?")  # fmt: skip
+        raise BadInput(
+            f"{source.name}: no image could be read",
+            hint="are the folder names the classes' labels?",
+        )
 
 
 def normalize(images: Tensor, how: Preprocessing) -> Tensor:
@@ -228,9 +233,13 @@ def _transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
     if channels not in (1, 3):
         raise Incompatible(f"images have 1 or 3 channels, this network reads {channels}")
     transform = create_transform(
-        tuple(how.input_size), is_training=False, interpolation=how.interpolation,
-        crop_pct=how.crop_pct, crop_mode=how.crop_mode, normalize=False,
-    )  # fmt: skip
+        tuple(how.input_size),
+        is_training=False,
+        interpolation=how.interpolation,
+        crop_pct=how.crop_pct,
+        crop_mode=how.crop_mode,
+        normalize=False,
+    )
     mode = "RGB" if channels == 3 else "L"
     return lambda image: transform(image.convert(mode))
 

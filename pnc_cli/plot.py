@@ -16,7 +16,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--plot {path}: expected a name that ends in {', '.join(FORMATS)}")
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib
     except ImportError:
         raise UsageError(
             "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
@@ -37,14 +37,31 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
     share = [c.macs / plan.target_macs for c in plan.candidates]
     axes.scatter(share, [worth(c) for c in plan.candidates], s=14, color="0.7", label="candidates")
     best = frontier(plan.candidates)
-    axes.plot([c.macs / plan.target_macs for c in best], [worth(c) for c in best],
-              "o-", ms=4, color="tab:blue", label="nothing as cheap is better")  # fmt: skip
+    axes.plot(
+        [c.macs / plan.target_macs for c in best],
+        [worth(c) for c in best],
+        "o-",
+        ms=4,
+        color="tab:blue",
+        label="nothing as cheap is better",
+    )
     for c in best:
-        axes.annotate(f"{c.tap} → {c.cut}, {c.kept}", (c.macs / plan.target_macs, worth(c)),
-                      xytext=(4, -9), textcoords="offset points", fontsize=6)  # fmt: skip
+        axes.annotate(
+            f"{c.tap} → {c.cut}, {c.kept}",
+            (c.macs / plan.target_macs, worth(c)),
+            xytext=(4, -9),
+            textcoords="offset points",
+            fontsize=6,
+        )
     chosen = plan.candidates[plan.chosen]
-    axes.plot(chosen.macs / plan.target_macs, worth(chosen), "*", ms=14, color="tab:red",
-              label=f"chosen: {chosen.tap} → {chosen.cut}, {chosen.kept}")  # fmt: skip
+    axes.plot(
+        chosen.macs / plan.target_macs,
+        worth(chosen),
+        "*",
+        ms=14,
+        color="tab:red",
+        label=f"chosen: {chosen.tap} → {chosen.cut}, {chosen.kept}",
+    )
     axes.set_xlabel("MACs added, of the target's")
     axes.set_ylabel(_axis(plan))
     axes.grid(alpha=0.3)

@@ -11,9 +11,12 @@ from hypothesis import HealthCheck, settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
-    "tests", deadline=None, derandomize=True, max_examples=60,
+    "tests",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 settings.load_profile("tests")
 
 OLD, NEW = ["red", "green", "blue"], ["yellow", "purple"]
@@ -42,14 +45,35 @@ def made(pair):
     """``clone.safetensors`` and ``patched.safetensors`` of the pair, by the real command."""
     from support.command import pnc
 
-    clone = pnc("clone", "source.safetensors", "target.safetensors", "--data", "train",
-                "-o", "clone.safetensors", "--epochs", "2", "--json", cwd=pair.folder)  # fmt: skip
+    clone = pnc(
+        "clone",
+        "source.safetensors",
+        "target.safetensors",
+        "--data",
+        "train",
+        "-o",
+        "clone.safetensors",
+        "--epochs",
+        "2",
+        "--json",
+        cwd=pair.folder,
+    )
     assert clone.code == 0, clone.err
-    inject = pnc("inject", "target.safetensors", "clone.safetensors", "-o", "patched.safetensors",
-                 cwd=pair.folder)  # fmt: skip
+    inject = pnc(
+        "inject",
+        "target.safetensors",
+        "clone.safetensors",
+        "-o",
+        "patched.safetensors",
+        cwd=pair.folder,
+    )
     assert inject.code == 0, inject.err
-    return SimpleNamespace(clone=pair.folder / "clone.safetensors", ran=clone,
-                           patched=pair.folder / "patched.safetensors", **vars(pair))  # fmt: skip
+    return SimpleNamespace(
+        clone=pair.folder / "clone.safetensors",
+        ran=clone,
+        patched=pair.folder / "patched.safetensors",
+        **vars(pair),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +87,24 @@ def two(made, tmp_path_factory):
     for label in [*made.old, *made.new]:
         (folder / "data" / label).symlink_to(made.train / label)
     (folder / "data" / "blue_2").symlink_to(made.train / "blue")
-    ran = pnc("clone", made.source, made.target, "--data", "data", "-c", "blue=blue_2", "--name", "more",
-              "-o", "more.safetensors", "--epochs", "0", "--limit-per-class", "6", cwd=folder)  # fmt: skip
+    ran = pnc(
+        "clone",
+        made.source,
+        made.target,
+        "--data",
+        "data",
+        "-c",
+        "blue=blue_2",
+        "--name",
+        "more",
+        "-o",
+        "more.safetensors",
+        "--epochs",
+        "0",
+        "--limit-per-class",
+        "6",
+        cwd=folder,
+    )
     assert ran.code == 0, ran.err
     return folder
 

@@ -29,7 +29,7 @@ print(faults)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
 def test_a_large_block_that_was_freed_is_used_again():
     def faults(how):
-        ran = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)  # noqa: S603
+        ran = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         return int(ran.stdout)
 

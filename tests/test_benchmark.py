@@ -21,13 +21,32 @@ RIVALS = [
 ]
 if importlib.util.find_spec("peft"):
     RIVALS.append("LoRA")
-SHARES = ["average_accuracy", "original_accuracy", "clone_accuracy", "joint_accuracy", "locality",
-          "right_to_wrong", "calibration_error", "target_accuracy"]  # fmt: skip
+SHARES = [
+    "average_accuracy",
+    "original_accuracy",
+    "clone_accuracy",
+    "joint_accuracy",
+    "locality",
+    "right_to_wrong",
+    "calibration_error",
+    "target_accuracy",
+]
 
 
 def run(folder: Path, *args: str) -> str:
-    command = [sys.executable, "-m", "examples.benchmark", str(folder / "tiny.json"),
-               "--out", str(folder / "out"), "--cache", str(folder / "cache"), "--threads", "1", *args]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "examples.benchmark",
+        str(folder / "tiny.json"),
+        "--out",
+        str(folder / "out"),
+        "--cache",
+        str(folder / "cache"),
+        "--threads",
+        "1",
+        *args,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,19 +61,42 @@ def ran(tmp_path_factory):
     from examples.digits import write_images
 
     write_images(folder)
-    network = {"architecture": "resnet18", "model_args": {"channels": [8, 16, 32, 64]},
-               "input_size": [3, 32, 32], "epochs": 10}  # fmt: skip
+    network = {
+        "architecture": "resnet18",
+        "model_args": {"channels": [8, 16, 32, 64]},
+        "input_size": [3, 32, 32],
+        "epochs": 10,
+    }
     scenario = {
-        "title": "tiny", "images_per_class": 20, "seeds": [0, 1], "test_images": 300, "epochs": 2,
-        "train": ["train"], "test": ["test"], "flip": False, "methods": RIVALS,
+        "title": "tiny",
+        "images_per_class": 20,
+        "seeds": [0, 1],
+        "test_images": 300,
+        "epochs": 2,
+        "train": ["train"],
+        "test": ["test"],
+        "flip": False,
+        "methods": RIVALS,
         "target": "{cache}/target.safetensors",
         "sources": [{"checkpoint": "{cache}/source.safetensors", "classes": ["6", "7", "8", "9"]}],
         "networks": [
-            {**network, "checkpoint": "{cache}/target.safetensors", "classes": list("012345"), "seed": 1},
-            {**network, "checkpoint": "{cache}/source.safetensors", "classes": list("456789"), "seed": 2},
+            {
+                **network,
+                "checkpoint": "{cache}/target.safetensors",
+                "classes": list("012345"),
+                "seed": 1,
+            },
+            {
+                **network,
+                "checkpoint": "{cache}/source.safetensors",
+                "classes": list("456789"),
+                "seed": 2,
+            },
         ],
-        "pnc": [{"label": "pnc", "max_macs": 0.5, "epochs": 1, "taps": ["layer1"], "cuts": ["layer1"]}],
-    }  # fmt: skip
+        "pnc": [
+            {"label": "pnc", "max_macs": 0.5, "epochs": 1, "taps": ["layer1"], "cuts": ["layer1"]}
+        ],
+    }
     (folder / "tiny.json").write_text(json.dumps(scenario))
     printed = run(folder)
     return folder, rows(folder), printed
@@ -160,8 +202,12 @@ def test_means_are_over_scenarios_whatever_their_amounts(ran, tmp_path):
 
     out = tmp_path / "out"
     out.mkdir()
-    worse = [{**r, "scenario": "amounts", "images_per_class": n, "average_accuracy": 0.1}
-             for r in ran[1] for n in (10, 50) if r["average_accuracy"] is not None]  # fmt: skip
+    worse = [
+        {**r, "scenario": "amounts", "images_per_class": n, "average_accuracy": 0.1}
+        for r in ran[1]
+        for n in (10, 50)
+        if r["average_accuracy"] is not None
+    ]
     for rows_of in ([], worse):
         lines = [json.dumps(r) for r in (*ran[1], *rows_of)]
         (out / "results.jsonl").write_text("".join(line + "\n" for line in lines))

@@ -15,8 +15,14 @@ from pnc_cli.data import choose, framed_like, load_images, normalize, open_image
 from pnc_cli.errors import BadInput, Incompatible
 from pnc_cli.manifest import Preprocessing
 
-HOW = Preprocessing(input_size=(3, 24, 24), interpolation="bicubic", crop_pct=0.9, crop_mode="center",
-                    mean=[0.5, 0.4, 0.6], std=[0.25, 0.3, 0.2])  # fmt: skip
+HOW = Preprocessing(
+    input_size=(3, 24, 24),
+    interpolation="bicubic",
+    crop_pct=0.9,
+    crop_mode="center",
+    mean=[0.5, 0.4, 0.6],
+    std=[0.25, 0.3, 0.2],
+)
 
 
 @pytest.fixture
@@ -31,15 +37,25 @@ def load(folder, *views, **options):
     )
 
 
-@pytest.mark.parametrize("how", [
-    HOW, replace(HOW, crop_pct=1.0, interpolation="bilinear"), replace(HOW, crop_mode="squash"),
-    replace(HOW, input_size=(3, 48, 40)),
-], ids=["plain", "bilinear", "squash", "larger"])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        HOW,
+        replace(HOW, crop_pct=1.0, interpolation="bilinear"),
+        replace(HOW, crop_mode="squash"),
+        replace(HOW, input_size=(3, 48, 40)),
+    ],
+    ids=["plain", "bilinear", "squash", "larger"],
+)
 def test_images_are_those_of_timms_transform_bit_for_bit(folder, how):
     transform = create_transform(
-        tuple(how.input_size), interpolation=how.interpolation, crop_pct=how.crop_pct,
-        crop_mode=how.crop_mode, mean=how.mean, std=how.std,
-    )  # fmt: skip
+        tuple(how.input_size),
+        interpolation=how.interpolation,
+        crop_pct=how.crop_pct,
+        crop_mode=how.crop_mode,
+        mean=how.mean,
+        std=how.std,
+    )
     source = open_images(str(folder))
     images = load_images(source, {"red": source.by_class["red"]}, [how])
     names = sorted((folder / "red").iterdir())
@@ -142,13 +158,26 @@ def test_a_truncated_tar_names_the_image_it_breaks_in(tmp_path, folder):
         load(tar)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda d: d / "nowhere", "no such folder or tar"),
-    (lambda d: (d / "empty").mkdir() or d / "empty", "no labelled images could be read|no images found"),
-    (lambda d: (d / "only" / "red").mkdir(parents=True) or d / "only", "no labelled images could be read|no images found"),
-    (lambda d: (d / "x.zip").write_bytes(b"PK") and d / "x.zip", "is not a folder or a .tar"),
-    (lambda d: (d / "x.tar").write_bytes(b"no tar") and d / "x.tar", "no labelled images could be read"),
-], ids=["missing", "empty", "empty class", "zip", "broken tar"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda d: d / "nowhere", "no such folder or tar"),
+        (
+            lambda d: (d / "empty").mkdir() or d / "empty",
+            "no labelled images could be read|no images found",
+        ),
+        (
+            lambda d: (d / "only" / "red").mkdir(parents=True) or d / "only",
+            "no labelled images could be read|no images found",
+        ),
+        (lambda d: (d / "x.zip").write_bytes(b"PK") and d / "x.zip", "is not a folder or a .tar"),
+        (
+            lambda d: (d / "x.tar").write_bytes(b"no tar") and d / "x.tar",
+            "no labelled images could be read",
+        ),
+    ],
+    ids=["missing", "empty", "empty class", "zip", "broken tar"],
+)
 def test_a_data_source_without_images_is_refused(tmp_path, make, message):
     with pytest.raises(BadInput, match=message):
         open_images(str(make(tmp_path)))

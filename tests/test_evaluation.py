@@ -7,16 +7,18 @@ from pnc_cli.branch.score import score
 from pnc_cli.evaluation import from_logits
 
 # two original classes (a, b) and two cloned ones (c, d); rows are images of a a b b c c d d
-LOGITS = torch.tensor([
-    [9.0, 0, 0, 0],  # right
-    [5, 0, 9, 0],  # the patch takes it away: right -> wrong
-    [0, 9, 0, 0],  # right
-    [9, 0, 0, 0],  # the target alone is wrong as well: local
-    [0, 0, 9, 0],  # right
-    [0, 9, 5, 0],  # taken for an original, though the branch alone is right
-    [0, 0, 9, 5],  # the branch is wrong
-    [0, 0, 0, 9],  # right
-])  # fmt: skip
+LOGITS = torch.tensor(
+    [
+        [9.0, 0, 0, 0],  # right
+        [5, 0, 9, 0],  # the patch takes it away: right -> wrong
+        [0, 9, 0, 0],  # right
+        [9, 0, 0, 0],  # the target alone is wrong as well: local
+        [0, 0, 9, 0],  # right
+        [0, 9, 5, 0],  # taken for an original, though the branch alone is right
+        [0, 0, 9, 5],  # the branch is wrong
+        [0, 0, 0, 9],  # right
+    ]
+)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
 
 
@@ -50,8 +52,19 @@ def test_what_there_are_no_images_for_is_none(old):
     keep = (LABELS < 2) == old
     e = from_logits(LOGITS[keep], LABELS[keep], 2, ["a", "b", "c", "d"])
     s = score(LOGITS[keep][:, :2], LOGITS[keep][:, 2:], LABELS[keep])
-    absent = (e.clone_accuracy, e.branch_accuracy, s.clone, s.branch) if old else (
-        e.original_accuracy, e.locality, e.target_accuracy, e.right_to_wrong, s.original, s.locality, s.joint)  # fmt: skip
+    absent = (
+        (e.clone_accuracy, e.branch_accuracy, s.clone, s.branch)
+        if old
+        else (
+            e.original_accuracy,
+            e.locality,
+            e.target_accuracy,
+            e.right_to_wrong,
+            s.original,
+            s.locality,
+            s.joint,
+        )
+    )
     assert set(absent) == {None}
     assert e.average_accuracy is None and s.average is None
     assert e.joint_accuracy == 0.5

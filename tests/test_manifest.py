@@ -56,7 +56,10 @@ def changed(manifest, change):
 
 
 CHANGES = {
-    "a newer version": (lambda d: d.update(schema="pnc.clone/2"), "is 'pnc.clone/2', this pnc reads 'pnc.clone/1'"),
+    "a newer version": (
+        lambda d: d.update(schema="pnc.clone/2"),
+        "is 'pnc.clone/2', this pnc reads 'pnc.clone/1'",
+    ),
     "another document": (lambda d: d.update(schema="pnc.plan/1"), "is 'pnc.plan/1'"),
     "no schema": (lambda d: d.pop("schema"), "is 'None'"),
     "an unknown field": (lambda d: d.update(colour="red"), "colour"),
@@ -76,12 +79,27 @@ CHANGES = {
     "classes out of order": (lambda d: d["classes"].reverse(), "classes and columns"),
     "too few columns": (lambda d: d.update(columns=[0]), "classes and columns"),
     "a label twice": (lambda d: d["classes"][1].update(name="frog"), "a label stands twice"),
-    "a hub address": (lambda d: d["source"].update(architecture="hf-hub:x"), "not a plain timm name"),
-    "a hub address as target": (lambda d: d["target"].update(architecture="hf-hub:x"), "not a plain timm name"),
-    "pretrained": (lambda d: d["source"].update(model_args={"pretrained": True}), "may not set 'pretrained'"),
-    "a checkpoint path": (lambda d: d["source"].update(model_args={"checkpoint_path": "x.pth"}), "may not set 'checkpoint_path'"),
-    "one for the target": (lambda d: d["target"].update(model_args={"checkpoint_path": "x.pth"}), "may not set 'checkpoint_path'"),
-}  # fmt: skip
+    "a hub address": (
+        lambda d: d["source"].update(architecture="hf-hub:x"),
+        "not a plain timm name",
+    ),
+    "a hub address as target": (
+        lambda d: d["target"].update(architecture="hf-hub:x"),
+        "not a plain timm name",
+    ),
+    "pretrained": (
+        lambda d: d["source"].update(model_args={"pretrained": True}),
+        "may not set 'pretrained'",
+    ),
+    "a checkpoint path": (
+        lambda d: d["source"].update(model_args={"checkpoint_path": "x.pth"}),
+        "may not set 'checkpoint_path'",
+    ),
+    "one for the target": (
+        lambda d: d["target"].update(model_args={"checkpoint_path": "x.pth"}),
+        "may not set 'checkpoint_path'",
+    ),
+}
 
 
 @pytest.mark.parametrize("change, message", CHANGES.values(), ids=CHANGES)

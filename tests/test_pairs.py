@@ -8,13 +8,11 @@ from examples.coverage.small import Small, save_network
 NETWORKS = {
     "resnet": Small("test_resnet", 32),
     "vit with registers": Small("test_vit4", 64),
-    "deit distilled": Small(
-        "deit_tiny_distilled_patch16_224", 32, {"depth": 3, "embed_dim": 48}
+    "deit distilled": Small("deit_tiny_distilled_patch16_224", 32, {"depth": 3, "embed_dim": 48}),
+    "levit": Small(
+        "levit_128s", 64, {"embed_dim": [32, 48, 64], "key_dim": 8, "num_heads": [2, 3, 4]}
     ),
-    "levit": Small("levit_128s", 64, {"embed_dim": [32, 48, 64], "key_dim": 8, "num_heads": [2, 3, 4]}),
-    "swin": Small(
-        "swin_tiny_patch4_window7_224", 56, {"embed_dim": 24, "depths": [1, 1, 2, 1]}
-    ),
+    "swin": Small("swin_tiny_patch4_window7_224", 56, {"embed_dim": 24, "depths": [1, 1, 2, 1]}),
     "convnext": Small("test_convnext", 32),
     "efficientnet": Small("test_efficientnet", 32),
     "mambaout": Small("test_mambaout", 32),
@@ -22,9 +20,14 @@ NETWORKS = {
     "mixer": Small("mixer_s32_224", 64, {"mlp_ratio": [0.5, 0.5]}),
     "densenet": Small("densenet121", 32, {"growth_rate": 8, "block_config": [2, 2, 2, 2]}),
     "efficientvim": Small("efficientvim_m1", 64),
-}  # fmt: skip
-FEW = [("swin", "resnet"), ("densenet", "vit with registers"), ("resnet", "deit distilled"),
-       ("mambaout", "mixer"), ("deit distilled", "efficientvim")]  # fmt: skip
+}
+FEW = [
+    ("swin", "resnet"),
+    ("densenet", "vit with registers"),
+    ("resnet", "deit distilled"),
+    ("mambaout", "mixer"),
+    ("deit distilled", "efficientvim"),
+]
 
 
 @pytest.fixture(scope="module")

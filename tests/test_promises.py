@@ -55,20 +55,36 @@ def test_1_target_logits_inside_the_patched_model_are_bit_identical_on_1000_imag
     check_logits_on_1000_images(made.patched, target)
 
 
-@pytest.mark.parametrize("architecture, tap, source, cut", [
-    ("test_vit", "blocks.2", "test_convnext", "stages.1"),
-    ("test_mambaout", "stages.1", "test_vit", "blocks.3"),
-    ("test_efficientnet", "bn1", "test_resnet", "bn1"),
-    ("test_nfnet", "input", "test_nfnet", "input"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "architecture, tap, source, cut",
+    [
+        ("test_vit", "blocks.2", "test_convnext", "stages.1"),
+        ("test_mambaout", "stages.1", "test_vit", "blocks.3"),
+        ("test_efficientnet", "bn1", "test_resnet", "bn1"),
+        ("test_nfnet", "input", "test_nfnet", "input"),
+    ],
+)
 def test_1_it_holds_for_other_architectures_too(tmp_path, pair, architecture, tap, source, cut):
     target = make_network(architecture, 3, seed=4)
     save_checkpoint(tmp_path / "t.safetensors", target, architecture, pair.old)
     save_checkpoint(
         tmp_path / "s.safetensors", make_network(source, 3, seed=5), source, ["blue", *pair.new]
     )
-    ran = pnc_forked("clone", "s.safetensors", "t.safetensors", "--data", pair.train, "-o", "c.safetensors",
-                     "--tap", tap, "--cut", cut, *QUICK, cwd=tmp_path)  # fmt: skip
+    ran = pnc_forked(
+        "clone",
+        "s.safetensors",
+        "t.safetensors",
+        "--data",
+        pair.train,
+        "-o",
+        "c.safetensors",
+        "--tap",
+        tap,
+        "--cut",
+        cut,
+        *QUICK,
+        cwd=tmp_path,
+    )
     assert ran.code == 0, ran.err
     inject(tmp_path / "t.safetensors", [tmp_path / "c.safetensors"], tmp_path / "p.safetensors")
     check_logits_on_1000_images(tmp_path / "p.safetensors", target)
@@ -88,22 +104,34 @@ def test_1_each_target_tensor_in_a_patched_checkpoint_is_byte_for_byte_the_targe
 
 
 def bf16_file(path):
-    save_file({"a": torch.randn(3, 5).bfloat16(), "b": torch.arange(7), "c": torch.zeros(0, 4)}, path,
-              metadata={"format": "pt", "second": "key"})  # fmt: skip
+    save_file(
+        {"a": torch.randn(3, 5).bfloat16(), "b": torch.arange(7), "c": torch.zeros(0, 4)},
+        path,
+        metadata={"format": "pt", "second": "key"},
+    )
 
 
 def odd_file(path):
-    text = json.dumps({
-        "z": {"dtype": "F32", "shape": [], "data_offsets": [5, 9]}, "__metadata__": {"b": "2", "a": "1"},
-        "y": {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]},
-        "x": {"dtype": "F64", "shape": [3, 0], "data_offsets": [9, 9]},
-    }, indent=1).encode() + b" " * 13  # fmt: skip
+    text = (
+        json.dumps(
+            {
+                "z": {"dtype": "F32", "shape": [], "data_offsets": [5, 9]},
+                "__metadata__": {"b": "2", "a": "1"},
+                "y": {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]},
+                "x": {"dtype": "F64", "shape": [3, 0], "data_offsets": [9, 9]},
+            },
+            indent=1,
+        ).encode()
+        + b" " * 13
+    )
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(range(9)))
 
 
 def check_round_trip(target, folder):
-    clones = [make_clone(folder / f"{n}.safetensors", target, seed=k, name=n, labels=[f"{n} of pnc"])
-              for k, n in enumerate("ab")]  # fmt: skip
+    clones = [
+        make_clone(folder / f"{n}.safetensors", target, seed=k, name=n, labels=[f"{n} of pnc"])
+        for k, n in enumerate("ab")
+    ]
     before = sha256(target)
     inject(target, clones, folder / "ab.st")
     inject(target, clones[1:], folder / "only.st")
@@ -120,8 +148,15 @@ def test_2_eject_gives_the_file_back_whoever_wrote_it(tmp_path, write):
     check_round_trip(tmp_path / "t.safetensors", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cifar10_target_resnet18", "cifar10_source_resnet18",
-                                  "cifar10_source_convnext", "mobilenetv2_100_imagenet"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar10_target_resnet18",
+        "cifar10_source_resnet18",
+        "cifar10_source_convnext",
+        "mobilenetv2_100_imagenet",
+    ],
+)
 def test_2_eject_gives_real_checkpoints_back(tmp_path, shared, name):
     check_round_trip(shared / "checkpoints" / f"{name}.safetensors", tmp_path)
 
@@ -161,28 +196,72 @@ def test_3_every_module_tensor_is_the_sources_slice_by_the_manifests_indices(mad
 
 
 def test_3_it_holds_for_a_pruned_module_too(made, tmp_path):
-    ran = pnc_forked("clone", made.source, made.target, "--data", made.train, "-o", "c.safetensors",
-                     "--share", "0.5", "--tap", "maxpool", "--cut", "layer1.0", *QUICK, cwd=tmp_path)  # fmt: skip
+    ran = pnc_forked(
+        "clone",
+        made.source,
+        made.target,
+        "--data",
+        made.train,
+        "-o",
+        "c.safetensors",
+        "--share",
+        "0.5",
+        "--tap",
+        "maxpool",
+        "--cut",
+        "layer1.0",
+        *QUICK,
+        cwd=tmp_path,
+    )
     assert ran.code == 0, ran.err
     manifest = check_module_is_the_sources(tmp_path / "c.safetensors", made.source)
     inner = manifest["module"]["layer4.0.conv1.weight"]["kept"]
     assert any(k["axis"] == 0 and len(k["indices"]) < RESNET["channels"][3] for k in inner)
 
 
-SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": [2, 2],
-        "num_heads": [3, 6]}  # fmt: skip
+SWIN = {
+    "img_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 24,
+    "depths": [2, 2],
+    "num_heads": [3, 6],
+}
 
 
 def test_3_it_holds_for_heads_and_windows_too_and_the_patched_file_runs(made, pair, tmp_path):
     source = make_network("swin_tiny_patch4_window7_224", 3, seed=5, **SWIN)
-    save_checkpoint(tmp_path / "s.safetensors", source, "swin_tiny_patch4_window7_224",
-                    ["blue", *pair.new], **SWIN)  # fmt: skip
-    ran = pnc_forked("clone", "s.safetensors", made.target, "--data", made.train, "-o", "c.safetensors",
-                     "--share", "0.4", "--tap", "maxpool", "--cut", "layers.0", *QUICK, cwd=tmp_path)  # fmt: skip
+    save_checkpoint(
+        tmp_path / "s.safetensors",
+        source,
+        "swin_tiny_patch4_window7_224",
+        ["blue", *pair.new],
+        **SWIN,
+    )
+    ran = pnc_forked(
+        "clone",
+        "s.safetensors",
+        made.target,
+        "--data",
+        made.train,
+        "-o",
+        "c.safetensors",
+        "--share",
+        "0.4",
+        "--tap",
+        "maxpool",
+        "--cut",
+        "layers.0",
+        *QUICK,
+        cwd=tmp_path,
+    )
     assert ran.code == 0, ran.err
     manifest = check_module_is_the_sources(tmp_path / "c.safetensors", tmp_path / "s.safetensors")
-    assert any(k["axis"] == 1 and len(k["indices"]) < 48
-               for b in (0, 1) for k in manifest["module"][f"layers.1.blocks.{b}.attn.proj.weight"]["kept"])  # fmt: skip
+    assert any(
+        k["axis"] == 1 and len(k["indices"]) < 48
+        for b in (0, 1)
+        for k in manifest["module"][f"layers.1.blocks.{b}.attn.proj.weight"]["kept"]
+    )
     inject(made.target, [tmp_path / "c.safetensors"], tmp_path / "p.safetensors")
     z = pnc_cli.load(tmp_path / "p.safetensors")(preprocess(probe_images(2, (3, 32, 32), seed=3)))
     assert z.shape == (2, 5) and bool(z.isfinite().all())
@@ -197,8 +276,19 @@ def test_4_same_inputs_and_seed_give_the_same_bytes_in_any_folder_at_any_time(ma
             shutil.copy(made.folder / (name + suffix), tmp_path / (name + suffix))
             os.utime(tmp_path / (name + suffix), (0, 0))
     (tmp_path / "train").symlink_to(made.train)
-    ran = pnc("clone", "source.safetensors", "target.safetensors", "--data", "train",
-              "-o", "clone.safetensors", "--epochs", "2", "--json", cwd=tmp_path)  # fmt: skip
+    ran = pnc(
+        "clone",
+        "source.safetensors",
+        "target.safetensors",
+        "--data",
+        "train",
+        "-o",
+        "clone.safetensors",
+        "--epochs",
+        "2",
+        "--json",
+        cwd=tmp_path,
+    )
     assert (tmp_path / "clone.safetensors").read_bytes() == made.clone.read_bytes()
     assert (tmp_path / "clone.json").read_bytes() == made.clone.with_suffix(".json").read_bytes()
     assert ran.out == made.ran.out
@@ -208,8 +298,19 @@ def test_4_same_inputs_and_seed_give_the_same_bytes_in_any_folder_at_any_time(ma
 def test_4_it_holds_with_all_the_threads_there_are(made, tmp_path):
     threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
     for name in ("one", "two"):
-        ran = pnc("clone", made.source, made.target, "--data", made.train, "--name", "x", "-o",
-                  f"{name}.safetensors", cwd=tmp_path, env=threads)  # fmt: skip
+        ran = pnc(
+            "clone",
+            made.source,
+            made.target,
+            "--data",
+            made.train,
+            "--name",
+            "x",
+            "-o",
+            f"{name}.safetensors",
+            cwd=tmp_path,
+            env=threads,
+        )
         assert ran.code == 0, ran.err
     assert sha256(tmp_path / "one.safetensors") == sha256(tmp_path / "two.safetensors")
     assert sha256(tmp_path / "one.json") == sha256(tmp_path / "two.json")
@@ -243,10 +344,12 @@ def test_5_nothing_is_unpickled_or_built_because_a_file_says_so(tmp_path, made):
     for name in ("target.safetensors", "target.json", "clone.safetensors"):
         shutil.copy(made.folder / name, tmp_path / name)
     document = json.loads((tmp_path / "target.json").read_text())
-    spoilt = [{"model_args": {**RESNET, "checkpoint_path": str(tmp_path / "bomb.pth")}},
-              {"model_args": {**RESNET, "pretrained": True}},
-              {"architecture": "hf-hub:somebody/something"},
-              {"architecture": f"local-dir:{tmp_path}"}]  # fmt: skip
+    spoilt = [
+        {"model_args": {**RESNET, "checkpoint_path": str(tmp_path / "bomb.pth")}},
+        {"model_args": {**RESNET, "pretrained": True}},
+        {"architecture": "hf-hub:somebody/something"},
+        {"architecture": f"local-dir:{tmp_path}"},
+    ]
     for changes in spoilt:
         (tmp_path / "target.json").write_text(json.dumps({**document, **changes}))
         ran = pnc_forked("eval", "target.safetensors", "--data", made.test, cwd=tmp_path)
@@ -318,8 +421,11 @@ def test_6_inputs_are_never_written_to(made, tmp_path):
     assert pnc_forked(*make, "-o", "new.safetensors", cwd=tmp_path).code == 0
     assert pnc("inject", target, clone, "-o", "p.safetensors", cwd=tmp_path).code == 0
     assert pnc("eject", patched, "-o", "t.safetensors", cwd=tmp_path).code == 0
-    for command, *outputs in ((make, source, target), (["inject", target, clone], target, clone),
-                              (["eject", patched], patched)):  # fmt: skip
+    for command, *outputs in (
+        (make, source, target),
+        (["inject", target, clone], target, clone),
+        (["eject", patched], patched),
+    ):
         for output in outputs:
             ran = pnc(*command, "-o", output, "--force", cwd=tmp_path)
             assert ran.code == 2 and "is an input, which is never written to" in ran.err

@@ -44,9 +44,10 @@ def test_an_error_says_what_to_do_next(capsys):
     print_error(BadInput("x\x1b: broken", hint="mend it"), "info", as_json=True)
     out, err = capsys.readouterr()
     assert json.loads(out) == {
-        "schema": "pnc.info/1", "ok": False,
+        "schema": "pnc.info/1",
+        "ok": False,
         "error": {"code": "bad_input", "message": "x\x1b: broken", "hint": "mend it"},
-    }  # fmt: skip
+    }
     assert err == "pnc: error: x\\x1b: broken\n  try: mend it\n"
 
 

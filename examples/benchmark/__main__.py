@@ -159,7 +159,7 @@ def _run(name: str, args: argparse.Namespace, threads: int) -> int:
     return failed
 
 
-def _rows(problem, args: argparse.Namespace) -> int:  # noqa: ANN001
+def _rows(problem, args: argparse.Namespace) -> int:
     """All rows of one scenario and seed."""
     from pnc_cli.network.graph import trace
 
@@ -184,9 +184,18 @@ def _rows(problem, args: argparse.Namespace) -> int:  # noqa: ANN001
             if same:  # another scenario with the same target, images and classes
                 row = Row(**{**asdict(same[0]), "scenario": s.name})
             else:
-                known = next((r.settings for r in rows if r.settings and r.method == method.name
-                              and r.kind == "tuning" and r.scenario == s.name
-                              and r.images_per_class == s.images_per_class), None)  # fmt: skip
+                known = next(
+                    (
+                        r.settings
+                        for r in rows
+                        if r.settings
+                        and r.method == method.name
+                        and r.kind == "tuning"
+                        and r.scenario == s.name
+                        and r.images_per_class == s.images_per_class
+                    ),
+                    None,
+                )
                 row = measure(problem, method, known, target_macs)
         except Skipped as e:
             print(f"{head}: skipped: {e}", flush=True)

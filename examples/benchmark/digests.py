@@ -46,8 +46,10 @@ class Commands:
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         ran = subprocess.run(
             [sys.executable, "-P", "-c", code, str(self.root), *map(str, arguments)],
-            cwd=self.folder, env=environment, capture_output=True,
-        )  # fmt: skip
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+        )
         if ran.returncode:
             raise SystemExit(f"pnc {' '.join(map(str, arguments))}:\n{ran.stderr.decode()}")
         if out:
@@ -57,32 +59,80 @@ class Commands:
         """Everything a user does with one pair, and some of the options on the way."""
         pair, few = (source, target), ("--limit-per-class", limit)
         self.run("search", *pair, "--json", out="probe.json")
-        self.run("search", *pair, "--data", train, *few, "-o", "plan.json", "--json", out="search.json")  # fmt: skip
+        self.run(
+            "search", *pair, "--data", train, *few, "-o", "plan.json", "--json", out="search.json"
+        )
         self.run("search", *pair, "--data", train, *few, "--max-macs", "0.5", "-o", "half.json")
-        self.run("clone", *pair, "--data", train, *few, "--plan", "plan.json", "-o", "free.safetensors")  # fmt: skip
-        self.run("clone", *pair, "--data", train, *few, "--plan", "half.json", "--name", "some",
-                 "-o", "half.safetensors", "--force", "--json", out="clone.json")  # fmt: skip
-        self.run("clone", *pair, "--data", train, *few, "--no-originals", "--max-params", "0.7", "--epochs", "2",
-                 "-o", "alone.safetensors")  # fmt: skip
+        self.run(
+            "clone", *pair, "--data", train, *few, "--plan", "plan.json", "-o", "free.safetensors"
+        )
+        self.run(
+            "clone",
+            *pair,
+            "--data",
+            train,
+            *few,
+            "--plan",
+            "half.json",
+            "--name",
+            "some",
+            "-o",
+            "half.safetensors",
+            "--force",
+            "--json",
+            out="clone.json",
+        )
+        self.run(
+            "clone",
+            *pair,
+            "--data",
+            train,
+            *few,
+            "--no-originals",
+            "--max-params",
+            "0.7",
+            "--epochs",
+            "2",
+            "-o",
+            "alone.safetensors",
+        )
         for name in ("free", "half", "alone"):
             self.run("inject", target, f"{name}.safetensors", "-o", f"{name}-in.safetensors")
-            self.run("eval", f"{name}-in.safetensors", "--data", test, *few, "--json", out=f"{name}-eval.json")  # fmt: skip
+            self.run(
+                "eval",
+                f"{name}-in.safetensors",
+                "--data",
+                test,
+                *few,
+                "--json",
+                out=f"{name}-eval.json",
+            )
         self.run("info", "half-in.safetensors", "--json", out="info.json")
         self.run("eject", "half-in.safetensors", "-o", "back.safetensors")
 
 
 def digits(commands: Commands, data: Path) -> None:
-    subprocess.run([sys.executable, HERE / "examples" / "digits.py", commands.folder], check=True,
-                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    subprocess.run(
+        [sys.executable, HERE / "examples" / "digits.py", commands.folder],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     f = commands.folder
-    commands.journey(f / "source.safetensors", f / "target.safetensors", f / "train", f / "test", 60)  # fmt: skip
+    commands.journey(
+        f / "source.safetensors", f / "target.safetensors", f / "train", f / "test", 60
+    )
 
 
 def cifar(commands: Commands, data: Path) -> None:
     c = data / "checkpoints"
     images = [data / "cifar10" / f"{part}.tar" for part in ("train", "test")]
-    commands.journey(c / "cifar10_source_resnet18.safetensors",
-                     c / "cifar10_target_resnet18.safetensors", *images, 50)  # fmt: skip
+    commands.journey(
+        c / "cifar10_source_resnet18.safetensors",
+        c / "cifar10_target_resnet18.safetensors",
+        *images,
+        50,
+    )
 
 
 def tiny(source: str, target: str, size: int):
@@ -111,8 +161,13 @@ def _save(path: Path, kind: str, labels: str, size: int) -> None:
             if name.endswith("running_var"):
                 value.uniform_(0.5, 1.5)
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path)
-    document = {"architecture": kind, "num_classes": len(labels), "label_names": list(labels),
-                "model_args": args, "pretrained_cfg": {"input_size": [3, size, size]}}  # fmt: skip
+    document = {
+        "architecture": kind,
+        "num_classes": len(labels),
+        "label_names": list(labels),
+        "model_args": args,
+        "pretrained_cfg": {"input_size": [3, size, size]},
+    }
     path.with_suffix(".json").write_text(json.dumps(document))
 
 
@@ -134,7 +189,10 @@ def main() -> None:
             CASES[name](Commands(asked.root.resolve(), Path(folder)), asked.data.resolve())
             for path in sorted(Path(folder).glob("*.*")):
                 if not path.name.startswith("."):
-                    print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}/{path.name}", flush=True)  # fmt: skip
+                    print(
+                        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}/{path.name}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -57,9 +57,13 @@ def resized(source: Source, cache: Path) -> Path:
 def _train(network: Trained, scenario: Scenario) -> None:
     """Trains ``network`` from scratch on all training images of its classes."""
     how = Preprocessing(
-        input_size=tuple(network.input_size), interpolation="bicubic", crop_pct=1.0,
-        crop_mode="center", mean=[0.5] * 3, std=[0.25] * 3,
-    )  # fmt: skip
+        input_size=tuple(network.input_size),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        crop_mode="center",
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
     source = Pool([open_images(p) for p in scenario.train]).source
     images = load_images(source, choose(source, network.classes, None, 0), [how])
     label = torch.tensor([network.classes.index(n) for n in images.labels])
@@ -84,9 +88,13 @@ def _train(network: Trained, scenario: Scenario) -> None:
     path = Path(network.checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     cfg = {k: getattr(how, k) for k in Preprocessing.__struct_fields__}
-    config = {"architecture": network.architecture, "num_classes": len(network.classes),
-              "label_names": network.classes, "model_args": network.model_args,
-              "pretrained_cfg": cfg}  # fmt: skip
+    config = {
+        "architecture": network.architecture,
+        "num_classes": len(network.classes),
+        "label_names": network.classes,
+        "model_args": network.model_args,
+        "pretrained_cfg": cfg,
+    }
     path.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     partial = path.with_suffix(".partial")
     save_file(model.state_dict(), partial)

@@ -96,13 +96,20 @@ class Problem:
         sources are the same whichever they are."""
         s, w = self.scenario, self.world
         parts = {
-            "target": self.target.ref.file_sha256, "names": self.names, "seed": self.seed,
-            "images": s.images_per_class, "test_images": s.test_images, "flip": s.flip,
-            "epochs": s.epochs, "data": [Path(p).parts[-2:] for p in (*s.train, *s.test)],
-        }  # fmt: skip
+            "target": self.target.ref.file_sha256,
+            "names": self.names,
+            "seed": self.seed,
+            "images": s.images_per_class,
+            "test_images": s.test_images,
+            "flip": s.flip,
+            "epochs": s.epochs,
+            "data": [Path(p).parts[-2:] for p in (*s.train, *s.test)],
+        }
         if sources:
-            parts["sources"] = [[n.ref.file_sha256, list(n.input_size), [asdict(c) for c in group]]
-                                for n, group in zip(w.sources, w.classes)]  # fmt: skip
+            parts["sources"] = [
+                [n.ref.file_sha256, list(n.input_size), [asdict(c) for c in group]]
+                for n, group in zip(w.sources, w.classes)
+            ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -156,8 +156,10 @@ def of_each(groups: list[Group], scores: list[np.ndarray], share: float, left: M
     """The same share of every group's channels, those of the best scores."""
 
     def choice(kept: float) -> Chosen:
-        return [(g, s.argsort().argsort() >= min(round((1 - kept) * g.size), g.size - 1))
-                for g, s in zip(groups, scores)]  # fmt: skip
+        return [
+            (g, s.argsort().argsort() >= min(round((1 - kept) * g.size), g.size - 1))
+            for g, s in zip(groups, scores)
+        ]
 
     return _bisect(choice, share, left)
 
@@ -212,8 +214,11 @@ def table(title: str, runs: list[dict[tuple[str, str], list[float]]]) -> str:
     last = None
     for counted, row in runs[0]:
         if counted != last:
-            lines += ["", f"| removed of {counted} | " + " | ".join(map(str, REMOVED)) + " |",
-                      "|---" * (len(REMOVED) + 1) + "|"]  # fmt: skip
+            lines += [
+                "",
+                f"| removed of {counted} | " + " | ".join(map(str, REMOVED)) + " |",
+                "|---" * (len(REMOVED) + 1) + "|",
+            ]
             last = counted
         figures = np.array([run[counted, row] for run in runs])
         cells = [

@@ -11,10 +11,16 @@ from statistics import mean, stdev
 from .row import Row
 
 QUALITY = [
-    ("average", "average_accuracy"), ("original", "original_accuracy"), ("clone", "clone_accuracy"),
-    ("joint", "joint_accuracy"), ("locality", "locality"), ("right to wrong", "right_to_wrong"),
-    ("ECE", "calibration_error"), ("forgetting", "forgetting"), ("after undo", "forgetting_undone"),
-]  # fmt: skip
+    ("average", "average_accuracy"),
+    ("original", "original_accuracy"),
+    ("clone", "clone_accuracy"),
+    ("joint", "joint_accuracy"),
+    ("locality", "locality"),
+    ("right to wrong", "right_to_wrong"),
+    ("ECE", "calibration_error"),
+    ("forgetting", "forgetting"),
+    ("after undo", "forgetting_undone"),
+]
 COLOURS = {
     "reference": "black",
     "both": "tab:purple",
@@ -47,16 +53,21 @@ def append(path: Path, row: Row) -> None:
 
 def line(row: Row) -> str:
     """A row as printed while the benchmark runs."""
-    part = lambda name, v: f"{name} {'-' if v is None else format(v, '.3f')}"  # noqa: E731
+    part = lambda name, v: f"{name} {'-' if v is None else format(v, '.3f')}"
     made = f"{row.cpu_seconds:.1f} s CPU" + (
         f" (+{row.tuning_seconds:.1f} s tuning)" if row.tuning_seconds else ""
     )
-    return "  ".join([
-        part("average", row.average_accuracy), part("original", row.original_accuracy),
-        part("clone", row.clone_accuracy), part("locality", row.locality),
-        f"MACs +{row.added_macs / row.target_macs:.2f}", made,
-        " ".join(str(v) for v in row.settings.values()),
-    ])  # fmt: skip
+    return "  ".join(
+        [
+            part("average", row.average_accuracy),
+            part("original", row.original_accuracy),
+            part("clone", row.clone_accuracy),
+            part("locality", row.locality),
+            f"MACs +{row.added_macs / row.target_macs:.2f}",
+            made,
+            " ".join(str(v) for v in row.settings.values()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -100,9 +111,14 @@ def write(out: Path) -> None:
     if not found:
         return
     pictures = _plots(found, out / "plots")
-    text = ["# Results", "", "Made by `python -m examples.benchmark`; README.md says what the columns mean. "
-            "Mean ± standard deviation over seeds (seeds draw the few images and the starting values). "
-            "Costs are beside the target's own; seconds and latency are of the machine it ran on.", ""]  # fmt: skip
+    text = [
+        "# Results",
+        "",
+        "Made by `python -m examples.benchmark`; README.md says what the columns mean. "
+        "Mean ± standard deviation over seeds (seeds draw the few images and the starting values). "
+        "Costs are beside the target's own; seconds and latency are of the machine it ran on.",
+        "",
+    ]
     text += _summary(found)
     for (name, amount), groups in sorted(found.items()):
         text += _section(name, amount, groups, pictures.get((name, amount), []))
@@ -113,12 +129,17 @@ def write(out: Path) -> None:
 
 def _summary(found: dict[tuple[str, int], list[Group]]) -> list[str]:
     """Per scenario: pnc beside the best of its rivals, and what its budgets cost."""
-    text = ["## Overview", "", "*pnc* is its first choice without a budget, and beside it stands the best parameter tuning "
-            "by average accuracy on the test images. *Gain*: of pnc over that, in average accuracy. *Changed*: predictions "
-            "on original classes that pnc changes, as a share of those that this rival changes. *Ahead*: what else has a "
-            "higher average, as shown.", "",
-            "| scenario | best parameter tuning | both networks, calibrated | pnc | gain | changed | ahead |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    text = [
+        "## Overview",
+        "",
+        "*pnc* is its first choice without a budget, and beside it stands the best parameter tuning "
+        "by average accuracy on the test images. *Gain*: of pnc over that, in average accuracy. *Changed*: predictions "
+        "on original classes that pnc changes, as a share of those that this rival changes. *Ahead*: what else has a "
+        "higher average, as shown.",
+        "",
+        "| scenario | best parameter tuning | both networks, calibrated | pnc | gain | changed | ahead |",
+        "|---|---|---|---|---|---|---|",
+    ]
     gains, changes, alone = [], [], _alone(found)
     for (name, amount), groups in sorted(found.items()):
         scored = [g for g in groups if g.mean("average_accuracy") is not None and g.kind != "bound"]
@@ -136,8 +157,14 @@ def _summary(found: dict[tuple[str, int], list[Group]]) -> list[str]:
             change = (1 - ours.mean("locality")) / max(1 - tuned.mean("locality"), 1e-9)
             if (name, amount) in alone:
                 gains, changes = [*gains, gain], [*changes, change]
-        cells = [_best(tuned), _best(pair), _best(ours), _number(gain, "+.3f"), _number(change, ".2f"),
-                 ", ".join(ahead) or "none"]  # fmt: skip
+        cells = [
+            _best(tuned),
+            _best(pair),
+            _best(ours),
+            _number(gain, "+.3f"),
+            _number(change, ".2f"),
+            ", ".join(ahead) or "none",
+        ]
         text.append(f"| {name}, {amount} a class | " + " | ".join(cells) + " |")
     if gains:
         text.append(
@@ -163,8 +190,12 @@ def _budgets(found: dict[tuple[str, int], list[Group]]) -> list[str]:
     labels = list(
         dict.fromkeys(g.method for groups in found.values() for g in groups if g.kind == "pnc")
     )
-    text = ["Average accuracy of each row of pnc as a share of that of both networks, calibrated (added MACs in brackets):", "",
-            "| scenario | " + " | ".join(labels) + " |", "|---" * (len(labels) + 1) + "|"]  # fmt: skip
+    text = [
+        "Average accuracy of each row of pnc as a share of that of both networks, calibrated (added MACs in brackets):",
+        "",
+        "| scenario | " + " | ".join(labels) + " |",
+        "|---" * (len(labels) + 1) + "|",
+    ]
     kept: dict[str, list[float]] = {label: [] for label in labels}
     alone = _alone(found)
     for key, groups in sorted(found.items()):
@@ -198,10 +229,15 @@ def _best(group: Group | None) -> str:
 def _section(name: str, amount: int, groups: list[Group], pictures: list[str]) -> list[str]:
     seeds = max(len(g.rows) for g in groups)
     first = groups[0].rows[0]
-    text = [f"## {name}, {amount} images a class", "",
-            f"`python -m examples.benchmark {name}`: {seeds} seeds; target {first.target_parameters:,} parameters, "
-            f"{first.target_macs:,} MACs, {first.target_accuracy:.3f} on its classes.", "",
-            "| method | " + " | ".join(h for h, _ in QUALITY) + " |", "|---" * (len(QUALITY) + 1) + "|"]  # fmt: skip
+    text = [
+        f"## {name}, {amount} images a class",
+        "",
+        f"`python -m examples.benchmark {name}`: {seeds} seeds; target {first.target_parameters:,} parameters, "
+        f"{first.target_macs:,} MACs, {first.target_accuracy:.3f} on its classes.",
+        "",
+        "| method | " + " | ".join(h for h, _ in QUALITY) + " |",
+        "|---" * (len(QUALITY) + 1) + "|",
+    ]
     for g in groups:
         text.append(
             f"| {_titled(g, seeds)} | "
@@ -311,7 +347,7 @@ def _plots(
 
 def _scatter(
     groups: list[Group], x, y: str, title: str, labels: tuple[str, str], file: Path
-) -> None:  # noqa: ANN001
+) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
@@ -320,9 +356,16 @@ def _scatter(
         k = counts[g.kind] = counts.get(g.kind, -1) + 1
         values = g.values(y)
         axes.errorbar(
-            x(g), mean(values), yerr=stdev(values) if len(values) > 1 else None, capsize=2, ls="none",
-            marker=MARKERS[k % len(MARKERS)], color=COLOURS[g.kind], label=g.method, alpha=0.85,
-        )  # fmt: skip
+            x(g),
+            mean(values),
+            yerr=stdev(values) if len(values) > 1 else None,
+            capsize=2,
+            ls="none",
+            marker=MARKERS[k % len(MARKERS)],
+            color=COLOURS[g.kind],
+            label=g.method,
+            alpha=0.85,
+        )
     axes.set(title=title, xlabel=labels[0], ylabel=labels[1])
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -341,13 +384,24 @@ def _by_amount(name: str, by_amount: dict[int, list[Group]], file: Path) -> None
                 series.setdefault(g.method, []).append((amount, g))
     for k, (method, points) in enumerate(series.items()):
         kind = points[0][1].kind
-        axes.plot([a for a, _ in points], [g.mean("average_accuracy") for _, g in points], label=method,
-                  marker=MARKERS[k % len(MARKERS)], color=COLOURS[kind], alpha=0.8)  # fmt: skip
+        axes.plot(
+            [a for a, _ in points],
+            [g.mean("average_accuracy") for _, g in points],
+            label=method,
+            marker=MARKERS[k % len(MARKERS)],
+            color=COLOURS[kind],
+            alpha=0.8,
+        )
     for label in ("pnc", "pnc, half"):  # where the branch is attached moves with the images
         for amount, g in series.get(label, []):
             where = g.rows[0].settings.get("positions", [""])[0]
-            axes.annotate(where, (amount, g.mean("average_accuracy")), fontsize=6,
-                          xytext=(0, 6 if label == "pnc" else -10), textcoords="offset points")  # fmt: skip
+            axes.annotate(
+                where,
+                (amount, g.mean("average_accuracy")),
+                fontsize=6,
+                xytext=(0, 6 if label == "pnc" else -10),
+                textcoords="offset points",
+            )
     axes.set(
         xscale="log",
         title=f"{name}: images per class",

@@ -100,16 +100,27 @@ def measure(problem: Problem, method: Method, known: Settings | None, target_mac
     undone = made.undo() if made.undo else None  # last: it may take the model apart
     network = problem.target
     return Row(
-        scenario=problem.scenario.name, images_per_class=problem.scenario.images_per_class,
-        method=method.name, kind=method.kind, seed=problem.seed, key=key_of(problem, method),
-        settings=made.settings, **figures(problem, z, undone),
-        added_parameters=made.added_parameters, added_macs=made.added_macs,
-        target_parameters=network.parameters, target_macs=target_macs,
-        latency=speed, bytes_shipped=made.bytes_shipped, bytes_to_undo=made.bytes_to_undo,
-        seconds=round((took + made.shared).wall, 3), cpu_seconds=round((took + made.shared).cpu, 3),
-        tuning_seconds=round(made.tuning.wall, 3), peak_megabytes=round(peak.megabytes, 1),
+        scenario=problem.scenario.name,
+        images_per_class=problem.scenario.images_per_class,
+        method=method.name,
+        kind=method.kind,
+        seed=problem.seed,
+        key=key_of(problem, method),
+        settings=made.settings,
+        **figures(problem, z, undone),
+        added_parameters=made.added_parameters,
+        added_macs=made.added_macs,
+        target_parameters=network.parameters,
+        target_macs=target_macs,
+        latency=speed,
+        bytes_shipped=made.bytes_shipped,
+        bytes_to_undo=made.bytes_to_undo,
+        seconds=round((took + made.shared).wall, 3),
+        cpu_seconds=round((took + made.shared).cpu, 3),
+        tuning_seconds=round(made.tuning.wall, 3),
+        peak_megabytes=round(peak.megabytes, 1),
         threads=torch.get_num_threads(),
-    )  # fmt: skip
+    )
 
 
 def figures(problem: Problem, z: Tensor, undone: Tensor | None) -> dict[str, float | None]:
@@ -122,22 +133,32 @@ def figures(problem: Problem, z: Tensor, undone: Tensor | None) -> dict[str, flo
     if not bool(answered[is_old].any()):  # a source: it is not asked about original classes
         clone = share((answered & (z.argmax(1) == label))[~is_old])
         return dict.fromkeys(
-            ("original_accuracy", "average_accuracy", "joint_accuracy", "locality", "right_to_wrong",
-             "calibration_error", "forgetting", "forgetting_undone")
-        ) | {"clone_accuracy": clone, "target_accuracy": target_accuracy}  # fmt: skip
+            (
+                "original_accuracy",
+                "average_accuracy",
+                "joint_accuracy",
+                "locality",
+                "right_to_wrong",
+                "calibration_error",
+                "forgetting",
+                "forgetting_undone",
+            )
+        ) | {"clone_accuracy": clone, "target_accuracy": target_accuracy}
     e = from_logits(z, label, old, problem.names)
     predicted = z.argmax(1)
-    lost = lambda now: round(target_accuracy - share((now.argmax(1) == label)[is_old]), 6)  # noqa: E731
+    lost = lambda now: round(target_accuracy - share((now.argmax(1) == label)[is_old]), 6)
     return {
-        "original_accuracy": e.original_accuracy, "clone_accuracy": e.clone_accuracy,
-        "average_accuracy": e.average_accuracy, "joint_accuracy": e.joint_accuracy,
+        "original_accuracy": e.original_accuracy,
+        "clone_accuracy": e.clone_accuracy,
+        "average_accuracy": e.average_accuracy,
+        "joint_accuracy": e.joint_accuracy,
         "target_accuracy": target_accuracy,
         "locality": share((predicted == alone)[is_old]),
         "right_to_wrong": share(((alone == label) & (predicted != label))[is_old]),
         "calibration_error": e.calibration_error,
         "forgetting": lost(z[:, :old]),
         "forgetting_undone": None if undone is None else lost(undone),
-    }  # fmt: skip
+    }
 
 
 @torch.no_grad()
@@ -179,7 +200,7 @@ class Peak:
         self.before = self._mark()
         return self
 
-    def __exit__(self, *exc) -> None:  # noqa: ANN002
+    def __exit__(self, *exc) -> None:
         self.megabytes = max(0.0, self._mark() - self.before)
 
     @staticmethod

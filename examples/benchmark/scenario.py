@@ -108,12 +108,15 @@ def load(name: str, data: Path, cache: Path) -> Scenario:
         networks = [Trained(**n) for n in given.pop("networks", [])]
         extra = {"pnc": [Variant(**v) for v in given.pop("pnc")]} if "pnc" in given else {}
         scenario = Scenario(
-            name=path.stem, target=place(given.pop("target")),
+            name=path.stem,
+            target=place(given.pop("target")),
             sources=[replace(s, checkpoint=place(s.checkpoint)) for s in sources],
             networks=[replace(n, checkpoint=place(n.checkpoint)) for n in networks],
-            train=[place(p) for p in given.pop("train")], test=[place(p) for p in given.pop("test")],
-            **extra, **given,
-        )  # fmt: skip
+            train=[place(p) for p in given.pop("train")],
+            test=[place(p) for p in given.pop("test")],
+            **extra,
+            **given,
+        )
     except (TypeError, KeyError) as e:
         raise SystemExit(f"{path}: not a scenario: {e}") from None
     made = {n.checkpoint for n in scenario.networks}

@@ -28,8 +28,13 @@ SMALLER = {  # families without a small network, made small
     "twins": {"embed_dims": [16, 32, 64, 128], "num_heads": [1, 2, 4, 8]},
     "vgg": {"mlp_ratio": 0.02},
     "vision_transformer_hybrid": {"depth": 2},
-    "vision_transformer_sam": {"depth": 4, "embed_dim": 96, "num_heads": 3, "global_attn_indexes": [1, 3]},
-}  # fmt: skip
+    "vision_transformer_sam": {
+        "depth": 4,
+        "embed_dim": 96,
+        "num_heads": 3,
+        "global_attn_indexes": [1, 3],
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,19 @@ def run_pair(source_file: Path, target_file: Path, folder: Path, *, share: float
     grid = make_grid(source, target, [middle(taps).name], [_middle_cut(source)])
     [(tap, cut)] = grid.pairs
     candidate = Candidate(
-        tap=tap.name, cut=cut.name, share=share, score=0, branch_accuracy=None, joint_accuracy=None,
-        average_accuracy=None, locality=None, fit=0, parameters=0, macs=0, bytes=0,
-    )  # fmt: skip
+        tap=tap.name,
+        cut=cut.name,
+        share=share,
+        score=0,
+        branch_accuracy=None,
+        joint_accuracy=None,
+        average_accuracy=None,
+        locality=None,
+        fit=0,
+        parameters=0,
+        macs=0,
+        bytes=0,
+    )
     manifest, tensors = make_clone(
         _generated_task(source, target), grid, candidate, Recipe("clone", epochs=0, seed=0)
     )

@@ -50,9 +50,11 @@ def save_network(small: Small, path: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     size = (3, small.size, small.size)
     model = timm.create_model(
-        small.name, num_classes=CLASSES, pretrained_cfg_overlay={"input_size": size},
+        small.name,
+        num_classes=CLASSES,
+        pretrained_cfg_overlay={"input_size": size},
         **small.model_args,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name.endswith("running_mean"):
@@ -63,9 +65,11 @@ def save_network(small: Small, path: Path, *, seed: int = 0) -> Path:
                 value.add_(torch.randn_like(value), alpha=0.02)
     save_file({n: t.clone().contiguous() for n, t in model.state_dict().items()}, path)
     document = {
-        "architecture": small.name, "num_classes": CLASSES,
-        "label_names": [f"{path.stem}-{k}" for k in range(CLASSES)], "model_args": small.model_args,
+        "architecture": small.name,
+        "num_classes": CLASSES,
+        "label_names": [f"{path.stem}-{k}" for k in range(CLASSES)],
+        "model_args": small.model_args,
         "pretrained_cfg": {"input_size": list(size), "crop_pct": 1.0},
-    }  # fmt: skip
+    }
     path.with_suffix(".json").write_text(json.dumps(document))
     return path

@@ -43,7 +43,7 @@ def table(structures: Sequence[Structure], families: Sequence[Family]) -> str:
         "## Not both target and source",
         "",
         *(_refused(structures) or ["All are."]),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -51,11 +51,16 @@ def _row(f: Family, of: Sequence[Structure]) -> str:
     able = [s for s in of if s.target == "yes"] or list(of)
     prunable = sorted(s.prunable for s in of if s.prunable is not None)
     cells = [
-        f.family, str(len(of)), f"{f.model}, {f.size} px", f.target, f.source,
-        f"{f.taps} ({_span([s.taps for s in able])})", _span([s.cuts for s in able]),
+        f.family,
+        str(len(of)),
+        f"{f.model}, {f.size} px",
+        f.target,
+        f.source,
+        f"{f.taps} ({_span([s.taps for s in able])})",
+        _span([s.cuts for s in able]),
         f"{prunable[len(prunable) // 2]:.2f}" if prunable else "-",
         f"{f.seconds:.1f}",
-    ]  # fmt: skip
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -92,7 +92,7 @@ class Regression:
 
     @classmethod
     def empty(cls, d: int, c: int) -> Regression:
-        new = lambda *s: torch.zeros(*s, dtype=torch.float64)  # noqa: E731
+        new = lambda *s: torch.zeros(*s, dtype=torch.float64)
         return cls(new(d + 1, d + 1), new(d + 1, c), new(c), 0)
 
     def add(self, x: Tensor, y: Tensor) -> None:

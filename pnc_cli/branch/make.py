@@ -93,22 +93,31 @@ def make_clone(
         tap=Features.at_position(tap.name, tap.layout),
         cut=Features.at_position(cut.name, cut.layout),
         classes=[
-            CloneClass(name=c.name, source_name=c.source_name, source_index=c.source_index, position=k)
+            CloneClass(
+                name=c.name, source_name=c.source_name, source_index=c.source_index, position=k
+            )
             for k, c in enumerate(task.classes)
         ],
         module=branch.kept,
         columns=branch.module.columns.tolist(),
         adapter=AdapterInfo(
-            kind="conv", kernel=branch.adapter.kernel, modulation=layers_of(branch.modulation),
+            kind="conv",
+            kernel=branch.adapter.kernel,
+            modulation=layers_of(branch.modulation),
             parameters=_size(learned),
         ),
         join=JoinInfo(
-            kind=join.kind, target_features=evidence[0].shape[1], branch_features=evidence[1].shape[1],
+            kind=join.kind,
+            target_features=evidence[0].shape[1],
+            branch_features=evidence[1].shape[1],
             parameters=_size(join.state_dict()),
         ),
         method=Method(
-            seed=recipe.seed, epochs=branch.epochs, share=candidate.share,
-            images_per_class=_counts(task), original_images=int((~task.is_new).sum()),
+            seed=recipe.seed,
+            epochs=branch.epochs,
+            share=candidate.share,
+            images_per_class=_counts(task),
+            original_images=int((~task.is_new).sum()),
         ),
         measured=measured,
         cost=Cost(
@@ -119,7 +128,7 @@ def make_clone(
             bytes=sum(len(t.data) for t in tensors.values()),
         ),
         tensors_sha256=raw_sha256(tensors),
-    )  # fmt: skip
+    )
     return manifest, tensors
 
 
@@ -133,8 +142,16 @@ def _branch_of(
         task.target, part.images.views[0], [tap.name], progress=progress
     )
     _, cuts = source_features(task.source, part.images.views[1], [cut], progress=progress)
-    branch = make_branch(part, grid, candidate, taps[tap.name], cuts[cut.name],
-                         epochs=recipe.epochs, seed=recipe.seed, progress=progress)  # fmt: skip
+    branch = make_branch(
+        part,
+        grid,
+        candidate,
+        taps[tap.name],
+        cuts[cut.name],
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        progress=progress,
+    )
     if part is not task:
         return branch, evidence_of(task, tap, branch, progress)
     pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)

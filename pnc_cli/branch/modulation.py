@@ -83,7 +83,9 @@ def fold(part: fx.GraphModule, modulation: Mapping[str, Tensor]) -> None:
         if name not in expected:
             raise ValueError(f"the module has no channels for '{PREFIX}{name}'")
         if t.shape != expected[name]:
-            raise ValueError(f"'{PREFIX}{name}' has shape {list(t.shape)}, expected {list(expected[name])}")  # fmt: skip
+            raise ValueError(
+                f"'{PREFIX}{name}' has shape {list(t.shape)}, expected {list(expected[name])}"
+            )
     pairs = [f"{layer}.{kind}" for layer in layers for kind in ("scale", "shift")]
     if missing := [name for name in pairs if name not in modulation]:
         raise ValueError(f"'{PREFIX}{missing[0]}' is missing")

@@ -125,16 +125,20 @@ def _branch(clone: Clone) -> Branch:
     header = read_header(clone.path)
     entries = {n: header.tensors[clone.prefix + n] for n in clone.tensors}
     tensors = read_tensors(clone.path, header, entries)
-    part = {g: {n.removeprefix(g + "."): t for n, t in tensors.items() if n.startswith(g + ".")}
-            for g in ("adapter", "module", "join")}  # fmt: skip
+    part = {
+        g: {n.removeprefix(g + "."): t for n, t in tensors.items() if n.startswith(g + ".")}
+        for g in ("adapter", "module", "join")
+    }
     if sum(map(len, part.values())) != len(tensors):
         raise BadInput(
             f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it"
         )
     module = rebuild_module(build_architecture(m.source), m, part["module"])
     adapter = Adapter(m.tap, m.cut, m.adapter.kernel)
-    modulation = {n: part["adapter"].pop(PREFIX + n) for n in
-                  [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]}  # fmt: skip
+    modulation = {
+        n: part["adapter"].pop(PREFIX + n)
+        for n in [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]
+    }
     try:
         adapter.load_state_dict(part["adapter"])
         fold(module.part, modulation)
@@ -178,9 +182,11 @@ def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Ten
     needed = set(part.state_dict())
     if needed != set(tensors):
         odd = min(needed ^ set(tensors))
-        raise BadInput(f"clone '{manifest.name}': its module does not fit the part of a "
-                       f"{manifest.source.architecture} after '{manifest.cut.position}': "
-                       f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}")  # fmt: skip
+        raise BadInput(
+            f"clone '{manifest.name}': its module does not fit the part of a "
+            f"{manifest.source.architecture} after '{manifest.cut.position}': "
+            f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}"
+        )
     kept = {(n, k.axis): k.indices for n, t in manifest.module.items() for k in t.kept}
     if any(name.rpartition(".")[0] not in classifier_names(source) for name, _ in kept):
         groups = prunable_groups(part, torch.zeros(2, *manifest.cut.shape))

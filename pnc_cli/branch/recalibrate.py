@@ -135,8 +135,13 @@ def _with_join(clone: Clone, joins: dict[str, dict[str, Tensor]], folder: Path) 
     tensors |= {f"join.{n}": t for n, t in joins[clone.name].items()}
     raw = {n: raw_tensor(t) for n, t in tensors.items()}
     old = clone.manifest
-    measured = replace(old.measured, original_accuracy=None, clone_accuracy=None,
-                       joint_accuracy=None, locality=None)  # fmt: skip
+    measured = replace(
+        old.measured,
+        original_accuracy=None,
+        clone_accuracy=None,
+        joint_accuracy=None,
+        locality=None,
+    )
     method = replace(old.method, recalibrated_with=sorted(n for n in joins if n != clone.name))
     manifest = replace(old, measured=measured, method=method, tensors_sha256=raw_sha256(raw))
     path = folder / f"{clone.name}.clone.safetensors"

@@ -78,11 +78,27 @@ def make_branch(
             epochs = affordable_epochs(macs, int(fit.sum()))
         if epochs:
             views = tuple(v[fit] for v in task.images.views)
-            lessons = lessons_of(dense, task.target, task.source, views, tap.name, cut.name,
-                                 copies=min(NEIGHBOURS, (epochs + 1) // 2), seed=seed,
-                                 progress=progress)  # fmt: skip
-            refine(adapter, modulation, module, lessons, exact=exact, epochs=epochs, seed=seed,
-                   progress=progress)  # fmt: skip
+            lessons = lessons_of(
+                dense,
+                task.target,
+                task.source,
+                views,
+                tap.name,
+                cut.name,
+                copies=min(NEIGHBOURS, (epochs + 1) // 2),
+                seed=seed,
+                progress=progress,
+            )
+            refine(
+                adapter,
+                modulation,
+                module,
+                lessons,
+                exact=exact,
+                epochs=epochs,
+                seed=seed,
+                progress=progress,
+            )
     module = copy.deepcopy(module)
     fold(module.part, modulation)
     parameters += sum(t.numel() for t in modulation.values())

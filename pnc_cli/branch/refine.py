@@ -73,8 +73,10 @@ def refine(
 ) -> None:
     """Trains ``modulation``, and ``adapter`` unless it is exact already, in place."""
     steps = epochs * math.ceil(lessons.images / BATCH)
-    learning = {"adapter": [] if exact else list(adapter.parameters()),
-                "modulation": list(modulation.values())}  # fmt: skip
+    learning = {
+        "adapter": [] if exact else list(adapter.parameters()),
+        "modulation": list(modulation.values()),
+    }
     if not steps or not any(learning.values()):
         return
     generator = torch.Generator().manual_seed(seed)

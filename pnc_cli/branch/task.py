@@ -171,8 +171,10 @@ def gather(
     old = [label for label in target.labels if label in data.by_class] if originals else []
     chosen = choose(data, old, images_per_class(limit, len(old)), seed)
     chosen |= choose(data, list(folders), images_per_class(limit, len(folders)), seed)
-    views = [target.ref.preprocessing,
-             framed_like(source.ref.preprocessing, target.ref.preprocessing)]  # fmt: skip
+    views = [
+        target.ref.preprocessing,
+        framed_like(source.ref.preprocessing, target.ref.preprocessing),
+    ]
     images = load_images(data, chosen, views, skip_bad=skip_bad, progress=progress)
     order = [*old, *folders]
     ids = torch.tensor([order.index(label) for label in images.labels])
@@ -200,10 +202,17 @@ def kept(task: Task, keep: Tensor) -> Task:
     number = torch.zeros(task.old + task.new, dtype=torch.long)
     left = [*old, *range(task.old, task.old + task.new)]
     number[left] = torch.arange(len(left))
-    images = Images([v[keep] for v in task.images.views],
-                    [n for n, k in zip(task.images.labels, keep.tolist()) if k])  # fmt: skip
-    return replace(task, originals=[task.originals[i] for i in old], images=images,
-                   ids=number[task.ids[keep]], held_out=task.held_out[keep])  # fmt: skip
+    images = Images(
+        [v[keep] for v in task.images.views],
+        [n for n, k in zip(task.images.labels, keep.tolist()) if k],
+    )
+    return replace(
+        task,
+        originals=[task.originals[i] for i in old],
+        images=images,
+        ids=number[task.ids[keep]],
+        held_out=task.held_out[keep],
+    )
 
 
 def _held_out(ids: Tensor, every: int = EVERY) -> Tensor:
@@ -218,8 +227,10 @@ def _held_out(ids: Tensor, every: int = EVERY) -> Tensor:
 
 def default_name(classes: Sequence[CloneTarget]) -> str:
     """A clone's name from its labels, fit for tensor names: ``frog-horse-ship-truck``."""
-    words = ["".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-") else "_" for ch in c.name)
-             for c in classes]  # fmt: skip
+    words = [
+        "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-") else "_" for ch in c.name)
+        for c in classes
+    ]
     name = "-".join(words).strip("-_") or "clone"
     if len(name) > 48:
         digest = hashlib.sha256("\0".join(c.name for c in classes).encode()).hexdigest()[:8]

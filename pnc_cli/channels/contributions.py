@@ -38,7 +38,7 @@ def movements(module: Module, features: Tensor, groups: list[Group]) -> list[np.
     inputs: dict[str, list[Tensor]] = {}
 
     def watch(name: str):
-        def hook(m, args):  # noqa: ANN001
+        def hook(m, args):
             inputs.setdefault(name, []).append(args[0] + 0)  # a copy: it may be changed in place
             return (inputs[name][-1], *args[1:])
 
@@ -113,7 +113,7 @@ def _grams(module: Module, features: Tensor, readers: set[str]) -> dict[str, Ten
     per_batch = max(1, ROWS // max(1, -(-len(features) // 64)))
 
     def watch(name: str, channel_axis: int):
-        def hook(m, args) -> None:  # noqa: ANN001
+        def hook(m, args) -> None:
             a = args[0].movedim(channel_axis, -1).flatten(0, -2)
             a = a[:: max(1, len(a) // per_batch)]
             moments[name] = moments.get(name, 0) + (a.T @ a).double()

@@ -97,7 +97,7 @@ def weight_cells(part: nn.Module, example: Tensor) -> dict[str, int]:
     cells: dict[str, int] = {}
 
     def watch(name: str):
-        def hook(m, args, out) -> None:  # noqa: ANN001
+        def hook(m, args, out) -> None:
             per_image = out.numel() // len(example) // len(m.weight)
             cells[name] = cells.get(name, 0) + per_image
 
@@ -143,8 +143,13 @@ def _groups(flow: Flow) -> list[Group]:
         readers = tuple(t for t, axis in sorted(at) if axis == 1 and t in flow.readers)
         writers = [t for t, axis in at if axis == 0]
         if readers and writers and len(members) > 1:
-            found.append(Group(dict(sorted(at.items())), readers,
-                               {p: i for p, i in indices.items() if p in places}))  # fmt: skip
+            found.append(
+                Group(
+                    dict(sorted(at.items())),
+                    readers,
+                    {p: i for p, i in indices.items() if p in places},
+                )
+            )
     return found
 
 

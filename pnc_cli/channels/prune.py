@@ -232,8 +232,8 @@ def prices(
 
     Empty when they are above neither.
     """
-    count = lambda shapes: {n: float(math.prod(s)) for n, s in shapes.items()}  # noqa: E731
-    macs = lambda numbers: sum(v * cells.get(n, 0) for n, v in numbers.items())  # noqa: E731
+    count = lambda shapes: {n: float(math.prod(s)) for n, s in shapes.items()}
+    macs = lambda numbers: sum(v * cells.get(n, 0) for n, v in numbers.items())
     whole, now = count({n: t.shape for n, t in module.part.state_dict().items()}), count(tensors)
     parameters, work = sum(whole.values()), max(macs(whole), 1.0)
     over = np.maximum([sum(now.values()) / parameters - share, macs(now) / work - share], 0.0)

@@ -93,10 +93,20 @@ def clone(
     o.clone_name(name)
     given = _read_plan(plan) if plan is not None else None
     request = Request(
-        source, target, classes or (given.classes if given else []),
-        data, limit, not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args,
+        source,
+        target,
+        classes or (given.classes if given else []),
+        data,
+        limit,
+        not no_originals,
+        skip_bad,
+        seed,
+        device,
+        source_arch,
+        target_arch,
+        source_args,
         target_args,
-    )  # fmt: skip
+    )
     with report.progress() as progress:
         from ..branch.make import Recipe, make_clone
         from ..branch.task import default_name
@@ -165,8 +175,10 @@ def _read_plan(plan: str) -> Plan:
 
 def _check_plan(plan: Plan, name: str | None, task: Task) -> None:
     """A plan belongs to one pair of checkpoints."""
-    for what, network, sha256 in (("source", task.source, plan.source_sha256),
-                                  ("target", task.target, plan.target_sha256)):  # fmt: skip
+    for what, network, sha256 in (
+        ("source", task.source, plan.source_sha256),
+        ("target", task.target, plan.target_sha256),
+    ):
         if network.ref.file_sha256 != sha256:
             raise Incompatible(
                 f"{name}: the plan was made for another {what}: {network.path} has sha256 "

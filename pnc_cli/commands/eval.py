@@ -60,15 +60,22 @@ def evaluate(
         keep_freed_memory()
         floors = _floors(fail_under, core.METRICS)
         model = load(
-            checkpoint, clone or (), architecture=arch, model_args=o.model_args(args, "--args"),
+            checkpoint,
+            clone or (),
+            architecture=arch,
+            model_args=o.model_args(args, "--args"),
             device=str(check_device(device)),
-        )  # fmt: skip
+        )
         source = open_images(data)
         chosen = choose(source, model.label_names, limit or None, seed)
         images = read_images(
-            source, chosen, [preprocessing_of(model)],
-            skip_bad=skip_bad, progress=progress, what="evaluating",
-        )  # fmt: skip
+            source,
+            chosen,
+            [preprocessing_of(model)],
+            skip_bad=skip_bad,
+            progress=progress,
+            what="evaluating",
+        )
         result = core.evaluate(model, images)
         times = core.latency(model) if latency else None
     missing = [n for n in model.label_names if n not in chosen]
@@ -97,10 +104,21 @@ def evaluate(
 
 
 def _text(d: dict) -> str:
-    rows = [[name.replace("_", " "), figure(d[name])] for name in (
-        "target_accuracy", "original_accuracy", "clone_accuracy", "average_accuracy", "joint_accuracy",
-        "branch_accuracy", "locality", "right_to_wrong", "calibration_error")
-        if d[name] is not None]  # fmt: skip
+    rows = [
+        [name.replace("_", " "), figure(d[name])]
+        for name in (
+            "target_accuracy",
+            "original_accuracy",
+            "clone_accuracy",
+            "average_accuracy",
+            "joint_accuracy",
+            "branch_accuracy",
+            "locality",
+            "right_to_wrong",
+            "calibration_error",
+        )
+        if d[name] is not None
+    ]
     lines = [table([f"on {d['images']} images", "share"], rows)]
     for clone in d["clones"]:
         lines.append(

@@ -34,7 +34,7 @@ def inject(
             help="Recalibrate all clones together on these images of every class "
             "(folder or .tar): joins change, modules do not.",
         ),
-    ] = None,  # fmt: skip
+    ] = None,
     limit: o.Limit = None,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
@@ -65,9 +65,17 @@ def inject(
 
             keep_freed_memory()
             patched, gain = inject_together(
-                target, clones, output, data, limit=limit, seed=seed,
-                rename=names, skip_bad=skip_bad, force=force, progress=progress,
-            )  # fmt: skip
+                target,
+                clones,
+                output,
+                data,
+                limit=limit,
+                seed=seed,
+                rename=names,
+                skip_bad=skip_bad,
+                force=force,
+                progress=progress,
+            )
         report.note(
             f"recalibrated together: mean negative log-likelihood {gain.before:.3f} -> {gain.after:.3f}"
         )

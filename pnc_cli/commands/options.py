@@ -21,10 +21,11 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")
 Limit = Annotated[
     int | None,
     typer.Option(
-        "--limit-per-class", min=0,
+        "--limit-per-class",
+        min=0,
         help="Most images read of each class (0: all). Default: 100, fewer where there are more than 40 original classes.",
     ),
-]  # fmt: skip
+]
 EvalLimit = Annotated[
     int, typer.Option("--limit-per-class", help="Most images read of each class (0: all).", min=0)
 ]
@@ -49,11 +50,12 @@ TargetArgs = Annotated[str | None, typer.Option("--target-args", help="model_arg
 Classes = Annotated[
     list[str] | None,
     typer.Option(
-        "--classes", "-c",
+        "--classes",
+        "-c",
         help="Source classes to clone: 'frog,horse', or 'deer=roe deer' for another label. "
         "Default: those the target does not know.",
     ),
-]  # fmt: skip
+]
 Taps = Annotated[
     list[str] | None, typer.Option("--tap", help="Only these positions of TGT (repeatable).")
 ]
@@ -90,18 +92,22 @@ MaxBytes = Annotated[
 Shares = Annotated[
     list[float] | None,
     typer.Option(
-        "--share", min=0.01, max=1.0,
+        "--share",
+        min=0.01,
+        max=1.0,
         help="Share of the copied part's cost (parameters and MACs) to keep, instead of trying several (repeatable).",
     ),
-]  # fmt: skip
+]
 
 Resolutions = Annotated[
     list[float] | None,
     typer.Option(
-        "--resolution", min=0.01, max=1.0,
+        "--resolution",
+        min=0.01,
+        max=1.0,
         help="Run the copied part on a map of so much of the cut's height and width: 0.5. Default: tries some, unless --share is given (repeatable).",
     ),
-]  # fmt: skip
+]
 
 
 def model_args(text: str | None, flag: str) -> dict[str, Any] | None:

@@ -41,19 +41,31 @@ class Request:
         keep_freed_memory()
         device = check_device(self.device)
         source = load_network(
-            self.source, architecture=self.source_arch, what="--source-arch", device=device,
+            self.source,
+            architecture=self.source_arch,
+            what="--source-arch",
+            device=device,
             model_args=o.model_args(self.source_args, "--source-args"),
-        )  # fmt: skip
+        )
         target = load_network(
-            self.target, architecture=self.target_arch, what="--target-arch", device=device,
+            self.target,
+            architecture=self.target_arch,
+            what="--target-arch",
+            device=device,
             model_args=o.model_args(self.target_args, "--target-args"),
-        )  # fmt: skip
+        )
         classes = parse_classes(self.classes or default_classes(source, target), source, target)
         task = gather(
-            source, target, classes, open_images(self.data) if self.data else None,
-            limit=self.limit, originals=self.originals, seed=self.seed,
-            skip_bad=self.skip_bad, progress=progress,
-        )  # fmt: skip
+            source,
+            target,
+            classes,
+            open_images(self.data) if self.data else None,
+            limit=self.limit,
+            originals=self.originals,
+            seed=self.seed,
+            skip_bad=self.skip_bad,
+            progress=progress,
+        )
         report.note(
             f"source: {source.ref.architecture}, {len(source.labels)} classes ({self.source.name})"
         )

@@ -85,9 +85,20 @@ def search(
         check_plot(plot)
         check_output(plot, force=force, inputs=[source, target])
     request = Request(
-        source, target, classes or [], data, limit,
-        not no_originals, skip_bad, seed, device, source_arch, target_arch, source_args, target_args,
-    )  # fmt: skip
+        source,
+        target,
+        classes or [],
+        data,
+        limit,
+        not no_originals,
+        skip_bad,
+        seed,
+        device,
+        source_arch,
+        target_arch,
+        source_args,
+        target_args,
+    )
     with report.progress() as progress:
         from ..placement.grid import make_grid
         from ..placement.search import Budget, make_plan
@@ -135,9 +146,19 @@ def _text(plan: Plan, top: int) -> str:
     for c in plan.candidates[: top or None]:
         figures = (c.branch_accuracy, c.joint_accuracy, c.average_accuracy, c.locality)
         rows.append(
-            [c.tap, c.cut, f"{c.share:.2f}", f"{c.resolution:.2f}", f"{c.score:.3f}", *(map(figure, figures) if with_data else ()),
-             f"{c.fit:.2f}", amount(c.parameters), amount(c.macs), f"{c.macs / plan.target_macs:.2f}"]
-        )  # fmt: skip
+            [
+                c.tap,
+                c.cut,
+                f"{c.share:.2f}",
+                f"{c.resolution:.2f}",
+                f"{c.score:.3f}",
+                *(map(figure, figures) if with_data else ()),
+                f"{c.fit:.2f}",
+                amount(c.parameters),
+                amount(c.macs),
+                f"{c.macs / plan.target_macs:.2f}",
+            ]
+        )
     lines = [table(headings, rows, left=2)]
     hidden = len(plan.candidates) - len(rows)
     if hidden:

@@ -90,15 +90,22 @@ class Index:
             {"names": names, "free": sorted(free), "shapes": {k: sorted(v) for k, v in g.items()}}
             for (names, free), g in self.groups.items()
         ]
-        fields = {"timm": self.timm, "unbuilt": self.unbuilt, "traits": self.traits,
-                  "groups": sorted(groups, key=lambda g: min(min(v) for v in g["shapes"].values()))}  # fmt: skip
+        fields = {
+            "timm": self.timm,
+            "unbuilt": self.unbuilt,
+            "traits": self.traits,
+            "groups": sorted(groups, key=lambda g: min(min(v) for v in g["shapes"].values())),
+        }
         lines = []
         for key, value in fields.items():
             if isinstance(value, str):
                 lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
                 continue
-            items = [_line(v) for v in value] if isinstance(value, list) else [
-                f"{json.dumps(k)}: {_line(value[k])}" for k in sorted(value)]  # fmt: skip
+            items = (
+                [_line(v) for v in value]
+                if isinstance(value, list)
+                else [f"{json.dumps(k)}: {_line(value[k])}" for k in sorted(value)]
+            )
             opening, closing = "[]" if isinstance(value, list) else "{}"
             lines.append(f"{json.dumps(key)}: {opening}\n" + ",\n".join(items) + f"\n{closing}")
         return "{" + ",\n".join(lines) + "}\n"
@@ -153,10 +160,12 @@ def hash_names(names: Iterable[str]) -> str:
 
 def hash_shapes(shapes: Shapes, free: Free) -> str:
     """A hash of names and shapes; ``None`` stands for the dimensions in ``free``."""
-    return _hash([
-        [name, [None if (name, axis) in free else n for axis, n in enumerate(shapes[name])]]
-        for name in sorted(shapes)
-    ])  # fmt: skip
+    return _hash(
+        [
+            [name, [None if (name, axis) in free else n for axis, n in enumerate(shapes[name])]]
+            for name in sorted(shapes)
+        ]
+    )
 
 
 def _hash(value: object) -> str:

@@ -48,7 +48,7 @@ class Outputs:
     def __enter__(self) -> Outputs:
         return self
 
-    def __exit__(self, kind, error, trace) -> None:  # noqa: ANN001
+    def __exit__(self, kind, error, trace) -> None:
         try:
             if kind is None:
                 self._commit()

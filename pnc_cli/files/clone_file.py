@@ -46,8 +46,10 @@ def open_clone(path: Path) -> Clone:
     header = read_header(path)
     metadata = header.metadata or {}
     if MANIFEST_KEY not in metadata:
-        raise BadInput(f"{path}: is not a clone: no '{MANIFEST_KEY}' in its metadata",
-                       hint="pnc clone makes one; pnc info FILE says what a file is")  # fmt: skip
+        raise BadInput(
+            f"{path}: is not a clone: no '{MANIFEST_KEY}' in its metadata",
+            hint="pnc clone makes one; pnc info FILE says what a file is",
+        )
     if TARGET_HEADER_KEY in metadata:
         raise BadInput(
             f"{path}: is a patched checkpoint, not a clone", hint="give the clone's own file"

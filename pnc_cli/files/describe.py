@@ -102,8 +102,12 @@ def _checkpoint(path: Path, header: Header) -> Description:
         document |= {"architecture": None, "reason": e.message}
     else:
         labels = list(known.label_names or ())
-        document |= {"architecture": known.architecture, "model_args": known.model_args,
-                     "label_names": labels, "named_by": known.origin}  # fmt: skip
+        document |= {
+            "architecture": known.architecture,
+            "model_args": known.model_args,
+            "label_names": labels,
+            "named_by": known.origin,
+        }
         shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
         lines.append(
             f"  {known.architecture} (from {known.origin})" + (f": {shown}" if shown else "")

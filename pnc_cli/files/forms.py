@@ -64,9 +64,12 @@ def _no_checkpoint(folder: Path) -> BadInput:
             hint=conversion(folder / pickles[0]),
         )
     return BadInput(
-        f"{folder}: a folder without {WEIGHTS}" + (f"; it has {', '.join(others[:5])}" if others else ""),
-        hint=f"give {folder / others[0]}" if others else f"a folder of timm's has {WEIGHTS} and config.json",
-    )  # fmt: skip
+        f"{folder}: a folder without {WEIGHTS}"
+        + (f"; it has {', '.join(others[:5])}" if others else ""),
+        hint=f"give {folder / others[0]}"
+        if others
+        else f"a folder of timm's has {WEIGHTS} and config.json",
+    )
 
 
 def _sharded(path: Path, folder: Path) -> BadInput:

@@ -19,12 +19,29 @@ from .forms import conversion
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 METADATA = "__metadata__"
 DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -122,9 +139,7 @@ def format_header(tensors: dict[str, TensorEntry], metadata: dict[str, str]) -> 
     """The bytes in front of the data region: length and JSON, metadata sorted, padded to 8."""
     fields: dict[str, object] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     for name, t in tensors.items():
-        fields[name] = {
-            "dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]
-        }  # fmt: skip
+        fields[name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]}
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:

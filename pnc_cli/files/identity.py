@@ -55,8 +55,11 @@ def resolve_identity(
         known = _identity({"architecture": architecture}, flag)
     if model_args:
         known = replace(known, model_args=check_model_args(model_args, "the command's flag"))
-    for read in (lambda: _from_metadata(header, path), lambda: _from_json(path.with_suffix(".json")),
-                 lambda: _from_json(path.parent / "config.json")):  # fmt: skip
+    for read in (
+        lambda: _from_metadata(header, path),
+        lambda: _from_json(path.with_suffix(".json")),
+        lambda: _from_json(path.parent / "config.json"),
+    ):
         if (more := read()) is not None:
             known = _merge(known, more)
     if known.architecture is None:
@@ -197,7 +200,7 @@ def _preprocessing(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     for key in ("mean", "std"):
         value = found.get(key)
         if value is not None:
-            number = lambda v: type(v) in (int, float) and abs(v) < 1e9  # noqa: E731
+            number = lambda v: type(v) in (int, float) and abs(v) < 1e9
             value = [value] if number(value) else value
             if not (isinstance(value, list) and value and all(map(number, value))):
                 raise BadInput(f"{where}: {key} is {value!r}, expected numbers, one a channel")
@@ -210,8 +213,13 @@ def _preprocessing(cfg: dict[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where}: crop_pct is {found['crop_pct']!r}, expected a share such as 0.875"
         )
-    for key, allowed in (("interpolation", ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")),
-                         ("crop_mode", ("center", "squash", "border"))):  # fmt: skip
+    for key, allowed in (
+        (
+            "interpolation",
+            ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"),
+        ),
+        ("crop_mode", ("center", "squash", "border")),
+    ):
         if key in found and found[key] not in allowed:
             raise BadInput(
                 f"{where}: {key} is {found[key]!r}, expected one of {', '.join(allowed)}"

@@ -21,7 +21,7 @@ class _Unfilled(TorchFunctionMode):
 
     FILLS = {"normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_", "copy_"}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         tensor = args[0] if args else kwargs.get("tensor")
         if isinstance(tensor, torch.Tensor) and tensor.is_meta:

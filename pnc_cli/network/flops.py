@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 
-def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:  # noqa: ANN001
+def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:
     """Floating point operations (two a multiply-accumulate) of a call of the ATen operator ``func``."""
     count = flop_registry.get(func._overloadpacket)
     if count is None and "scaled_dot_product" in str(func):

@@ -28,8 +28,10 @@ def find_head(tr: Trace, classifier: tuple[str, ...]) -> Head:
     """
     out = next(n for n in tr.graph.nodes if n.op == "output").args[0]
     if not isinstance(out, fx.Node):
-        raise Incompatible("the source does not return one tensor of logits",
-                           hint="use a plain classifier as the source")  # fmt: skip
+        raise Incompatible(
+            "the source does not return one tensor of logits",
+            hint="use a plain classifier as the source",
+        )
     if len(classifier) == 1 and out.op == "call_module" and out.target == classifier[0]:
         linear = isinstance(tr.root.get_submodule(out.target), nn.Linear)
         return Head(out.args[0].name, out.name, f"{out.target}.weight" if linear else None)

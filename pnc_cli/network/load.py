@@ -98,9 +98,13 @@ def load_network(
         )
     else:
         identity = resolve_identity(
-            path, checkpoint.header, architecture=architecture, model_args=model_args, flag=what,
+            path,
+            checkpoint.header,
+            architecture=architecture,
+            model_args=model_args,
+            flag=what,
             find=recognise,
-        )  # fmt: skip
+        )
     model, identity = _build(path, checkpoint.weights, identity)
     tensors = read_tensors(path, checkpoint.header, checkpoint.weights)
     _load_strictly(path, model, tensors, identity)
@@ -177,15 +181,20 @@ def _create(
     where: str, name: str, classes: int, size: tuple[int, int, int], args: dict
 ) -> nn.Module:
     if not timm.is_model(name):
-        raise Incompatible(f"timm {timm.__version__} has no architecture '{name}'",
-                           hint="pip install -U timm")  # fmt: skip
+        raise Incompatible(
+            f"timm {timm.__version__} has no architecture '{name}'", hint="pip install -U timm"
+        )
     extra = {"in_chans": size[0]} if size[0] != 3 else {}
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         return timm.create_model(
-            name, pretrained=False, num_classes=classes,
-            pretrained_cfg_overlay={"input_size": tuple(size)}, **extra, **args,
-        )  # fmt: skip
+            name,
+            pretrained=False,
+            num_classes=classes,
+            pretrained_cfg_overlay={"input_size": tuple(size)},
+            **extra,
+            **args,
+        )
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
         raise BadInput(
             f"{where}: timm cannot build '{name}' with model_args {args}: {e}",
@@ -202,8 +211,10 @@ def _class_count(path: Path, weights: Weights, identity: Identity, cfg: dict) ->
         if (weight := weights.get(f"{head}.weight")) is not None and weight.shape:
             found = weight.shape[0]
             break
-    stated = {"num_classes": identity.num_classes,
-              "label_names": None if identity.label_names is None else len(identity.label_names)}  # fmt: skip
+    stated = {
+        "num_classes": identity.num_classes,
+        "label_names": None if identity.label_names is None else len(identity.label_names),
+    }
     for key, count in stated.items():
         if found is not None and count is not None and count != found:
             raise BadInput(
@@ -270,8 +281,11 @@ def _compare(path, identity: Identity, expected: dict, found: dict) -> None:
     missing = [n for n in expected if n not in found]
     unexpected = [n for n in found if n not in expected]
     if missing or unexpected:
-        parts = [f"{len(names)} tensors {word}, such as '{names[0]}'"
-                 for names, word in ((missing, "missing"), (unexpected, "unexpected")) if names]  # fmt: skip
+        parts = [
+            f"{len(names)} tensors {word}, such as '{names[0]}'"
+            for names, word in ((missing, "missing"), (unexpected, "unexpected"))
+            if names
+        ]
         raise refuse("; ".join(parts))
     for n, shape in expected.items():
         if tuple(found[n]) != shape:

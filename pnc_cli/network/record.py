@@ -23,13 +23,13 @@ def recording(
     handles = []
 
     def after(name: str):
-        def hook(module, args, out) -> None:  # noqa: ANN001
+        def hook(module, args, out) -> None:
             [recorded[name]] = [t.clone() for t in tensors_in(out)]
 
         return hook
 
     def before(name: str):
-        def hook(module, args) -> None:  # noqa: ANN001
+        def hook(module, args) -> None:
             recorded[f"{name}:input"] = args[0].clone()
 
         return hook
@@ -49,7 +49,7 @@ def recording(
 
 
 def _keep_input(recorded: dict[str, Tensor]):
-    def hook(module, args) -> None:  # noqa: ANN001
+    def hook(module, args) -> None:
         recorded[INPUT] = args[0].clone()
 
     return hook

@@ -46,9 +46,19 @@ CLASSES, CHANNELS = (7, 11), (3, 5)  # of the two builds; no architecture has su
 COMPARED = 20  # candidates for a file of no architecture's shapes; a few seconds
 INERT = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "PatchDropout")  # in eval
 UNTOLD = {  # attributes that do nothing to a trained network in eval mode
-    "training", "pretrained_cfg", "default_cfg", "feature_info", "grad_checkpointing", "drop_rate",
-    "drop_path_rate", "drop_prob", "inplace", "scriptable", "init_values", "init_scale",
-}  # fmt: skip
+    "training",
+    "pretrained_cfg",
+    "default_cfg",
+    "feature_info",
+    "grad_checkpointing",
+    "drop_rate",
+    "drop_path_rate",
+    "drop_prob",
+    "inplace",
+    "scriptable",
+    "init_values",
+    "init_scale",
+}
 
 
 def on_meta(name: str, **args: Any) -> nn.Module:
@@ -156,10 +166,13 @@ def distinguish(names: list[str]) -> dict[str, Traits]:
     known = {
         n: {**_properties(on_meta(n, num_classes=CLASSES[0])), **_preprocessing(n)} for n in names
     }
-    keys = [k for k in dict.fromkeys(k for p in known.values() for k in p)
-            if len({p.get(k) for p in known.values()}) > 1]  # fmt: skip
+    keys = [
+        k
+        for k in dict.fromkeys(k for p in known.values() for k in p)
+        if len({p.get(k) for p in known.values()}) > 1
+    ]
     chosen: list[str] = []
-    apart = lambda key, pair: known[pair[0]].get(key) != known[pair[1]].get(key)  # noqa: E731
+    apart = lambda key, pair: known[pair[0]].get(key) != known[pair[1]].get(key)
     pairs = [p for p in combinations(names, 2) if any(apart(k, p) for k in keys)]
     while pairs:
         best = max(keys, key=lambda k: sum(apart(k, p) for p in pairs))

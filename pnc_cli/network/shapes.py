@@ -58,7 +58,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 class _Shortcuts(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         shortcut = _SHORTCUTS.get(func)
         if shortcut is not None and args[0].is_meta and args[0].is_floating_point():
             return shortcut(*args)

@@ -120,7 +120,7 @@ class Tape(TorchDispatchMode):
         self._value[tensor] = len(self.born) - 1
         return len(self.born) - 1
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         reads = [v for t in given if (v := self.value_of(t)) is not None]
@@ -305,8 +305,16 @@ def _moved(op: _Op, axes: tuple) -> tuple | None:
 
 
 _CHANNELS_SECOND = {
-    "convolution", "native_batch_norm", "_native_batch_norm_legit_no_training", "native_group_norm",
-    "avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
-    "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
-}  # fmt: skip
+    "convolution",
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "native_group_norm",
+    "avg_pool2d",
+    "max_pool2d_with_indices",
+    "_adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+}
 _CHANNELS_LAST = {"native_layer_norm", "mm", "addmm", "linear", "_fused_rms_norm"}

@@ -36,7 +36,7 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_layer(m)
 
-    def call_module(self, m, forward, args, kwargs):  # noqa: ANN001 - torch.fx's signature
+    def call_module(self, m, forward, args, kwargs):
         path = self.path_of_module(m)
         out = super().call_module(m, forward, args, kwargs)
         self.calls[path] = self.calls.get(path, 0) + 1
@@ -72,7 +72,7 @@ class _Shadowing(Tracer):
         self.blank, self.input_size = twin(model), input_size
         self.shadows: dict[fx.Node, tuple[Any, Any]] = {}
 
-    def create_proxy(self, kind, target, args, kwargs, *rest, **named):  # noqa: ANN001
+    def create_proxy(self, kind, target, args, kwargs, *rest, **named):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         self.shadows[proxy.node] = tuple(self._shadow(proxy.node, k) for k in (0, 1))
         return proxy
@@ -92,13 +92,13 @@ class _Shadowing(Tracer):
                 return getattr(args[0], n.target)(*args[1:], **kwargs)
             return n.target(*args, **kwargs)
 
-    def call_module(self, m, forward, args, kwargs):  # noqa: ANN001
+    def call_module(self, m, forward, args, kwargs):
         proxies = [p for p in leaves_of((args, kwargs)) if isinstance(p, fx.Proxy)]
         return (
             super().call_module(m, forward, args, kwargs) if proxies else forward(*args, **kwargs)
         )
 
-    def trace(self, root, concrete_args=None) -> fx.Graph:  # noqa: ANN001
+    def trace(self, root, concrete_args=None) -> fx.Graph:
         with self._factories_traced():
             return super().trace(root, concrete_args)
 
@@ -107,7 +107,7 @@ class _Shadowing(Tracer):
         """FX does not see functions that take sizes and give tensors."""
         originals = {name: getattr(torch, name) for name in _FACTORIES}
 
-        def seen(original, *args, **kwargs):  # noqa: ANN001
+        def seen(original, *args, **kwargs):
             if any(isinstance(p, fx.Proxy) for p in leaves_of((args, kwargs))):
                 return self.create_proxy("call_function", original, args, kwargs)
             return original(*args, **kwargs)

@@ -45,9 +45,11 @@ def make_grid(
     if not pairs:
         raise Incompatible(
             "no pair of positions to try",
-            hint="taps: " + ", ".join(p.name for p in seen.positions)
-            + "; cuts: " + ", ".join(p.name for p in possible),
-        )  # fmt: skip
+            hint="taps: "
+            + ", ".join(p.name for p in seen.positions)
+            + "; cuts: "
+            + ", ".join(p.name for p in possible),
+        )
     return Grid(seen, tr_s, head, pairs)
 
 

@@ -113,8 +113,11 @@ def search(
 def _limited(study: Study, c: Candidate, room: Amounts) -> Candidate:
     """``c`` with the most parameters that ``room`` leaves for its module, by number and by bytes."""
     adds, beside = Amounts.of(c), study.beside(study.place(c, c.resolution))
-    spare = [(limit - fixed) / max(all_of_it - fixed, 1)
-             for limit, fixed, all_of_it in list(zip(room, beside, adds))[1:] if limit < math.inf]  # fmt: skip
+    spare = [
+        (limit - fixed) / max(all_of_it - fixed, 1)
+        for limit, fixed, all_of_it in list(zip(room, beside, adds))[1:]
+        if limit < math.inf
+    ]
     most = int(min(spare) * (adds.parameters - beside.parameters)) if spare else 0
     return msgspec.structs.replace(c, most_parameters=most)
 
@@ -134,13 +137,21 @@ def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list
         if _is_whole(best) or _place(best) in tried:
             break
         now = tried[_place(best)] = _tried(study, best)
-        ranked = [c if _is_whole(c) or _place(c) != _place(best)
-                  else _with_score(c, c.score + now.score - best.score) for c in ranked[1:]]  # fmt: skip
+        ranked = [
+            c
+            if _is_whole(c) or _place(c) != _place(best)
+            else _with_score(c, c.score + now.score - best.score)
+            for c in ranked[1:]
+        ]
         ranked = _sorted([now, *ranked])
     else:
         most = max((c.score for c in tried.values()), default=math.inf) - 1e-6
-        ranked = _sorted([c if _is_whole(c) or _place(c) in tried else
-                          _with_score(c, min(c.score, most)) for c in ranked])  # fmt: skip
+        ranked = _sorted(
+            [
+                c if _is_whole(c) or _place(c) in tried else _with_score(c, min(c.score, most))
+                for c in ranked
+            ]
+        )
     progress("refining the best", TRIALS, TRIALS)
     return ranked
 
@@ -167,9 +178,15 @@ def _tried(study: Study, c: Candidate) -> Candidate:
         study.tried[key] = c
         if passes:
             branch = make_branch(
-                study.task, study.grid, c, study.taps[c.tap], study.cuts[c.cut], epochs=passes,
-                seed=study.seed, ranked=study.ranked.get(c.cut),
-            )  # fmt: skip
+                study.task,
+                study.grid,
+                c,
+                study.taps[c.tap],
+                study.cuts[c.cut],
+                epochs=passes,
+                seed=study.seed,
+                ranked=study.ranked.get(c.cut),
+            )
             place = replace(study.place(c, c.resolution), adapter=branch.adapter)
             found = study.refined(study.judged(place, branch.module, c.share))
             study.tried[key] = msgspec.structs.replace(found, most_parameters=c.most_parameters)
@@ -248,8 +265,15 @@ def make_plan(
     progress: Progress = no_progress,
 ) -> Plan:
     """A search with what it was made from."""
-    candidates = search(task, grid, seed=seed, shares=shares, resolutions=resolutions, budget=budget,
-                        progress=progress)  # fmt: skip
+    candidates = search(
+        task,
+        grid,
+        seed=seed,
+        shares=shares,
+        resolutions=resolutions,
+        budget=budget,
+        progress=progress,
+    )
     return Plan(
         schema=PLAN_SCHEMA,
         source_sha256=task.source.ref.file_sha256,

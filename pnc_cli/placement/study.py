@@ -94,8 +94,9 @@ class Study:
         modules = {c.name: module_after(grid.source, grid.head, c, task.columns) for c in positions}
         first = positions[0].name
         reference, _ = run_module(modules[first][0], cut_features[first])
-        return cls(whole, task, grid, seed, target_pre, z_t, tap_features, cut_features, modules,
-                   reference)  # fmt: skip
+        return cls(
+            whole, task, grid, seed, target_pre, z_t, tap_features, cut_features, modules, reference
+        )
 
     def score_pairs(self, progress: Progress = no_progress) -> list[Candidate]:
         """Every pair with all its channels; asked again, what was found before.
@@ -111,9 +112,14 @@ class Study:
         for (_, _, kernel, _), group in _groups(self.grid).items():
             tap = group[0][0]
             adapters = fit_adapters(
-                self.task, tap, [c for _, c in group], self.taps[tap.name],
-                [self.cuts[c.name] for _, c in group], kernel, ROWS,
-            )  # fmt: skip
+                self.task,
+                tap,
+                [c for _, c in group],
+                self.taps[tap.name],
+                [self.cuts[c.name] for _, c in group],
+                kernel,
+                ROWS,
+            )
             for (_, cut), adapter in zip(group, adapters):
                 progress("scoring pairs", len(self.pairs), len(self.grid.pairs))
                 place = Place(tap, cut, 1.0, adapter)
@@ -183,8 +189,15 @@ class Study:
         if [t.shape for t in found] != [t.shape for t in run_module(module, example)]:
             return None
         coarse = full.at(resolution)
-        [adapter] = fit_adapters(self.task, there, [coarse], self.taps[tap], [self.cuts[cut]],
-                                 self.grid.kernel(there, coarse), ROWS)  # fmt: skip
+        [adapter] = fit_adapters(
+            self.task,
+            there,
+            [coarse],
+            self.taps[tap],
+            [self.cuts[cut]],
+            self.grid.kernel(there, coarse),
+            ROWS,
+        )
         return Place(there, coarse, resolution, adapter)
 
     def refined(self, found: Candidate) -> Candidate:
@@ -208,8 +221,11 @@ class Study:
         """The largest share of the place's module, about, that ``room`` leaves."""
         module, _ = self.modules[place.cut.name]
         beside, whole = self.beside(place), self._adds(place, module)
-        limits = [(limit - fixed) / max(all_of_it - fixed, 1)
-                  for limit, fixed, all_of_it in zip(room, beside, whole) if limit < math.inf]  # fmt: skip
+        limits = [
+            (limit - fixed) / max(all_of_it - fixed, 1)
+            for limit, fixed, all_of_it in zip(room, beside, whole)
+            if limit < math.inf
+        ]
         shares = [min(max(round(s - 0.005, 2), SMALLEST), 1.0) for s in limits] or [1.0]
         low, high = min(shares), max(shares)
         # What is pruned for its MACs loses parameters too, so more than ``low`` may do for both.
@@ -240,12 +256,18 @@ class Study:
         worth -= price(self.grid, adds.macs)
         tap, cut, resolution = place.key
         return Candidate(
-            tap=tap, cut=cut, share=share, resolution=resolution, score=round(worth, 6),
+            tap=tap,
+            cut=cut,
+            share=share,
+            resolution=resolution,
+            score=round(worth, 6),
             branch_accuracy=scores and rounded(scores.branch),
             joint_accuracy=scores and rounded(scores.joint),
             average_accuracy=scores and rounded(scores.average),
-            locality=scores and rounded(scores.locality), fit=round(fit, 6), **adds._asdict(),
-        )  # fmt: skip
+            locality=scores and rounded(scores.locality),
+            fit=round(fit, 6),
+            **adds._asdict(),
+        )
 
     def _adds(self, place: Place, module: Module) -> Amounts:
         """What a clone of ``place`` with ``module`` costs."""
@@ -274,8 +296,13 @@ class Study:
             g = gate_elsewhere(features, task.ids, fit, held, task.old, task.new)
             z_new = (g + z_t[held].logsumexp(1))[:, None] + z_b[held].log_softmax(1)
         else:
-            gate = fit_one_sided(pre[fit], z_t[fit], z_b[fit],
-                                 mean_logit(self.grid.source, self.grid.head), task.levels)  # fmt: skip
+            gate = fit_one_sided(
+                pre[fit],
+                z_t[fit],
+                z_b[fit],
+                mean_logit(self.grid.source, self.grid.head),
+                task.levels,
+            )
             z_new = gate(target_pre[held], pre[held], z_t[held], z_b[held])
         return score(z_t[held], z_new, task.label_index[held]), explained
 
@@ -300,8 +327,7 @@ def _with_probes(task: Task, seed: int) -> Task:
     views = [probe_images(PROBES, n.input_size, seed) for n in (task.target, task.source)]
     held = torch.arange(PROBES) % 4 == 3
     images = Images(views, [""] * PROBES)
-    return Task(task.source, task.target, task.classes, [], images,
-                torch.full((PROBES,), -1), held)  # fmt: skip
+    return Task(task.source, task.target, task.classes, [], images, torch.full((PROBES,), -1), held)
 
 
 def _within_means(task: Task, grid: Grid) -> Task:

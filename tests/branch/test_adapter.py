@@ -85,10 +85,16 @@ def test_shrinking_averages():
     assert resample(x, (4, 4)) is x
 
 
-@pytest.mark.parametrize("tap, cut, kernel", [
-    (MAP, SMALL, 3), (MAP, VECTOR, 1), (TOKENS, SMALL, 3),
-    (Layout("NCHW", (134, 4, 4), (4, 4)), SMALL, 1), (Layout("NCHW", (133, 4, 4), (4, 4)), SMALL, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tap, cut, kernel",
+    [
+        (MAP, SMALL, 3),
+        (MAP, VECTOR, 1),
+        (TOKENS, SMALL, 3),
+        (Layout("NCHW", (134, 4, 4), (4, 4)), SMALL, 1),
+        (Layout("NCHW", (133, 4, 4), (4, 4)), SMALL, 3),
+    ],
+)
 def test_neighbours_are_read_where_there_are_any_and_the_regression_stays_small(tap, cut, kernel):
     assert kernel_for(tap, cut, 10**9) == kernel
 
@@ -105,8 +111,14 @@ def test_macs_are_those_of_the_convolution_and_the_tokens():
 
 
 def preprocessing(channels, mean, std):
-    return Preprocessing(input_size=(channels, 8, 8), interpolation="bicubic", crop_pct=1.0,
-                         crop_mode="center", mean=mean, std=std)  # fmt: skip
+    return Preprocessing(
+        input_size=(channels, 8, 8),
+        interpolation="bicubic",
+        crop_pct=1.0,
+        crop_mode="center",
+        mean=mean,
+        std=std,
+    )
 
 
 def test_from_image_to_image_the_adapter_is_exact():

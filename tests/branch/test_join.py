@@ -144,10 +144,16 @@ def test_a_join_is_the_same_again_from_its_tensors(join):
     assert torch.equal(again(*evidence), join(*evidence))
 
 
-@pytest.mark.parametrize("kind, tensors", [
-    ("gaussian-gate", {}), ("gaussian-gate", {"weight": torch.zeros(5, 7)}), ("one-sided-gate", {}),
-    ("one-sided-gate", {"calibration": torch.zeros(1), "more": torch.zeros(1)}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, tensors",
+    [
+        ("gaussian-gate", {}),
+        ("gaussian-gate", {"weight": torch.zeros(5, 7)}),
+        ("one-sided-gate", {}),
+        ("one-sided-gate", {"calibration": torch.zeros(1), "more": torch.zeros(1)}),
+    ],
+    ids=str,
+)
 def test_tensors_that_do_not_fit_are_refused(kind, tensors):
     with pytest.raises((KeyError, RuntimeError)):
         from_tensors(kind, tensors, new=2)

@@ -39,7 +39,7 @@ def test_scales_and_shifts_that_were_lost_are_found_again(architecture):
     fold(mended.part, lost)
     fold(mended.part, fit_modulation(module, damaged, slices, features, features))
     expected = answers(module, features)
-    error = lambda m: (answers(m, features) - expected).square().mean().item()  # noqa: E731
+    error = lambda m: (answers(m, features) - expected).square().mean().item()
     assert error(mended) < 1e-3 * error(damaged)
 
 
@@ -53,7 +53,7 @@ def test_a_pruned_module_comes_nearer_to_the_whole_one(architecture):
     mended = copy.deepcopy(pruned)
     fold(mended.part, fit_modulation(module, pruned, kept, features, features))
     expected = answers(module, features)
-    error = lambda m: (answers(m, features) - expected).square().mean().item()  # noqa: E731
+    error = lambda m: (answers(m, features) - expected).square().mean().item()
     assert error(mended) < 0.9 * error(pruned)
 
 
@@ -69,11 +69,20 @@ def test_what_is_folded_is_what_was_learned():
     assert len(layers_of(modulation)) == len(modulation) // 2
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda m: m.update({"bn1.scale": torch.ones(1)}), r"'modulation.bn1.scale' has shape \[1\], expected \[64\]"),
-    (lambda m: m.pop("bn1.shift"), "'modulation.bn1.shift' is missing"),
-    (lambda m: m.update({"conv1.scale": torch.ones(8)}), "no channels for 'modulation.conv1.scale'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda m: m.update({"bn1.scale": torch.ones(1)}),
+            r"'modulation.bn1.scale' has shape \[1\], expected \[64\]",
+        ),
+        (lambda m: m.pop("bn1.shift"), "'modulation.bn1.shift' is missing"),
+        (
+            lambda m: m.update({"conv1.scale": torch.ones(8)}),
+            "no channels for 'modulation.conv1.scale'",
+        ),
+    ],
+)
 def test_a_modulation_that_does_not_fit_is_refused(change, message):
     _, module, _, _ = whole("resnet18", **RESNET)
     modulation = identity(module.part)

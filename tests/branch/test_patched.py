@@ -52,9 +52,17 @@ def test_clone_classes_need_images_under_their_own_labels(made, tmp_path):
     from support.command import pnc_forked
 
     ran = pnc_forked(
-        "clone", made.source, made.target, "--data", made.train, "-c", "blue=blue_2", "-o",
-        "more.safetensors", cwd=tmp_path,
-    )  # fmt: skip
+        "clone",
+        made.source,
+        made.target,
+        "--data",
+        made.train,
+        "-c",
+        "blue=blue_2",
+        "-o",
+        "more.safetensors",
+        cwd=tmp_path,
+    )
     assert ran.code == 3 and "no images of clone class 'blue_2'" in ran.err
 
 

@@ -16,8 +16,20 @@ from pnc_cli.files.opened import open_checkpoint
 
 @pytest.fixture(scope="module")
 def together(made, two):
-    ran = pnc("inject", made.target, made.clone, "more.safetensors", "-o", "both.safetensors",
-              "--data", "data", "--limit-per-class", "10", "--json", cwd=two)  # fmt: skip
+    ran = pnc(
+        "inject",
+        made.target,
+        made.clone,
+        "more.safetensors",
+        "-o",
+        "both.safetensors",
+        "--data",
+        "data",
+        "--limit-per-class",
+        "10",
+        "--json",
+        cwd=two,
+    )
     assert ran.code == 0, ran.err
     return ran.json
 
@@ -48,7 +60,7 @@ def test_the_manifest_says_so_and_claims_no_figures_of_the_old_join(together, tw
 def test_the_target_comes_back_byte_for_byte(made, two, together):
     ran = pnc_forked("eject", "both.safetensors", "-o", "back.safetensors", cwd=two)
     assert ran.code == 0, ran.err
-    digest = lambda p: hashlib.sha256(p.read_bytes()).hexdigest()  # noqa: E731
+    digest = lambda p: hashlib.sha256(p.read_bytes()).hexdigest()
     assert digest(two / "back.safetensors") == digest(made.target)
 
 

@@ -16,9 +16,14 @@ from pnc_cli.channels.prune import greedy_order, masked, prune, rank_channels, s
 from pnc_cli.manifest import ModuleTensor
 
 NETWORKS = {
-    "resnet18": RESNET, "test_convnext": {}, "test_vit": {}, "test_efficientnet": {},
-    "mobilenetv3_small_050": {}, "densenet121": {"block_config": (2, 2, 2, 2)}, "mixer_s16_224": {"img_size": 32},
-}  # fmt: skip
+    "resnet18": RESNET,
+    "test_convnext": {},
+    "test_vit": {},
+    "test_efficientnet": {},
+    "mobilenetv3_small_050": {},
+    "densenet121": {"block_config": (2, 2, 2, 2)},
+    "mixer_s16_224": {"img_size": 32},
+}
 
 
 def numbers(module):

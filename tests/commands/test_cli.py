@@ -66,9 +66,12 @@ def test_json_prints_one_object_and_the_same_bytes_every_time(files):
     assert first == second
     assert first.err == ""
     assert first.json == {
-        "schema": "pnc.inject/1", "ok": True, "output": "p.safetensors",
-        "target_sha256": sha256(files / "t.safetensors"), "clones": [{"name": "a", "classes": ["cat", "lion"]}],
-    }  # fmt: skip
+        "schema": "pnc.inject/1",
+        "ok": True,
+        "output": "p.safetensors",
+        "target_sha256": sha256(files / "t.safetensors"),
+        "clones": [{"name": "a", "classes": ["cat", "lion"]}],
+    }
 
 
 def test_quiet_silences_stderr_alone(files):
@@ -121,9 +124,15 @@ def test_the_console_script_is_the_same_command():
     assert script.load() is __import__("pnc_cli.cli", fromlist=["main"]).main
 
 
-@pytest.mark.parametrize("env", [
-    {"GITHUB_ACTIONS": "true"}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, {"GITHUB_ACTIONS": "true", "NO_COLOR": "1"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"GITHUB_ACTIONS": "true"},
+        {"FORCE_COLOR": "1", "NO_COLOR": "1"},
+        {"GITHUB_ACTIONS": "true", "NO_COLOR": "1"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "args, code", [(["--help"], 0), (["info", "--help"], 0), (["info", "--nonsense"], 2)], ids=str
 )
@@ -167,11 +176,19 @@ def test_a_reader_that_goes_away_is_no_traceback(files, args):
 HEAVY = {"torch", "timm", "numpy", "torchvision", "safetensors", "PIL", "rich"}
 
 
-@pytest.mark.parametrize("args", [
-    ["--help"], ["clone", "--help"], ["inject", "t.safetensors", "a.safetensors", "-o", "p.safetensors"],
-    ["eject", "given.safetensors", "-o", "back.safetensors"], ["info", "given.safetensors"],
-    ["info", "t.safetensors"], ["info", "--schema"],
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["clone", "--help"],
+        ["inject", "t.safetensors", "a.safetensors", "-o", "p.safetensors"],
+        ["eject", "given.safetensors", "-o", "back.safetensors"],
+        ["info", "given.safetensors"],
+        ["info", "t.safetensors"],
+        ["info", "--schema"],
+    ],
+    ids=" ".join,
+)
 def test_file_work_imports_no_torch(files, args):
     pnc("inject", "t.safetensors", "a.safetensors", "-o", "given.safetensors", cwd=files)
     code = (

@@ -43,20 +43,36 @@ def test_a_bare_file_is_recognised(bare):
 AMBIGUOUS = ["mobilenetv3_small_075", "tf_mobilenetv3_small_075"]
 
 
-@pytest.mark.parametrize("flag, command", [
-    ("--arch", ["eval", "FILE", "--data", "images"]),
-    ("--source-arch", ["clone", "FILE", "test_resnet.safetensors", "--data", "images", "-o", "c.safetensors"]),
-    ("--target-arch", ["search", "test_resnet.safetensors", "FILE"]),
-])  # fmt: skip
-@pytest.mark.parametrize("file, message, hint", [
-    (f"{AMBIGUOUS[0]}.safetensors",
-     "2 timm architectures have just these tensors, and nothing says which it is: "
-     "mobilenetv3_small_075 (conv_stem Conv2d); tf_mobilenetv3_small_075 (conv_stem Conv2dSame)",
-     "FLAG mobilenetv3_small_075, or the one it is; or write mobilenetv3_small_075.json"),
-    ("narrow.safetensors", "its tensors have the names of test_resnet, but other shapes: tensor "
-     "'layer2.0.conv1.weight' has [40, 32, 3, 3], that of test_resnet [48, 32, 3, 3]", "FLAG test_resnet with its model_args"),
-    ("alien.safetensors", "none has tensors of these names", "FLAG NAME, or write alien.json"),
-], ids=["ambiguous", "near", "alien"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag, command",
+    [
+        ("--arch", ["eval", "FILE", "--data", "images"]),
+        (
+            "--source-arch",
+            ["clone", "FILE", "test_resnet.safetensors", "--data", "images", "-o", "c.safetensors"],
+        ),
+        ("--target-arch", ["search", "test_resnet.safetensors", "FILE"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "file, message, hint",
+    [
+        (
+            f"{AMBIGUOUS[0]}.safetensors",
+            "2 timm architectures have just these tensors, and nothing says which it is: "
+            "mobilenetv3_small_075 (conv_stem Conv2d); tf_mobilenetv3_small_075 (conv_stem Conv2dSame)",
+            "FLAG mobilenetv3_small_075, or the one it is; or write mobilenetv3_small_075.json",
+        ),
+        (
+            "narrow.safetensors",
+            "its tensors have the names of test_resnet, but other shapes: tensor "
+            "'layer2.0.conv1.weight' has [40, 32, 3, 3], that of test_resnet [48, 32, 3, 3]",
+            "FLAG test_resnet with its model_args",
+        ),
+        ("alien.safetensors", "none has tensors of these names", "FLAG NAME, or write alien.json"),
+    ],
+    ids=["ambiguous", "near", "alien"],
+)
 def test_what_is_not_recognised_is_refused_with_the_flag_to_give(
     bare, file, message, hint, flag, command
 ):

@@ -29,8 +29,16 @@ def files(made, tmp_path):
 
 
 def test_search_then_clone_then_eval_then_eject(made, files):
-    ran = pnc_forked("search", "source.safetensors", "target.safetensors", "--data", made.train,
-                     "-o", "plan.json", cwd=files)  # fmt: skip
+    ran = pnc_forked(
+        "search",
+        "source.safetensors",
+        "target.safetensors",
+        "--data",
+        made.train,
+        "-o",
+        "plan.json",
+        cwd=files,
+    )
     assert ran.code == 0 and ran.out.startswith("tap (target)")
     plan = json.loads((files / "plan.json").read_text())
     chosen = plan["candidates"][plan["chosen"]]
@@ -39,8 +47,21 @@ def test_search_then_clone_then_eval_then_eject(made, files):
         (c["score"] for c in plan["candidates"]), reverse=True
     )
 
-    ran = pnc_forked("clone", "source.safetensors", "target.safetensors", "--plan", "plan.json", "--data",
-                     made.train, "-o", "new.safetensors", "--epochs", "1", "--json", cwd=files)  # fmt: skip
+    ran = pnc_forked(
+        "clone",
+        "source.safetensors",
+        "target.safetensors",
+        "--plan",
+        "plan.json",
+        "--data",
+        made.train,
+        "-o",
+        "new.safetensors",
+        "--epochs",
+        "1",
+        "--json",
+        cwd=files,
+    )
     manifest = ran.json["manifest"]
     assert (manifest["tap"]["position"], manifest["cut"]["position"]) == (
         chosen["tap"],
@@ -48,8 +69,16 @@ def test_search_then_clone_then_eval_then_eject(made, files):
     )
     assert manifest == json.loads((files / "new.json").read_text())
 
-    ran = pnc_forked("eval", "target.safetensors", "--clone", "new.safetensors", "--data", made.test,
-                     "--json", cwd=files)  # fmt: skip
+    ran = pnc_forked(
+        "eval",
+        "target.safetensors",
+        "--clone",
+        "new.safetensors",
+        "--data",
+        made.test,
+        "--json",
+        cwd=files,
+    )
     found = ran.json
     assert (
         found["images"] == 100 and found["skipped"] == 0 and found["classes_without_images"] == []
@@ -74,15 +103,36 @@ def test_search_without_data_says_so_and_pipes_its_plan(made, tmp_path):
     ran = pnc_forked("search", *pair, "-o", "-", "--tap", "layer1", "--cut", "layer1", cwd=tmp_path)
     assert ran.code == 0 and "judged on generated images" in ran.err
     assert json.loads(ran.out)["data"] == "generated"
-    piped = pnc("clone", *pair, "--plan", "-", "--data", made.train, "-o", "c.safetensors", *QUICK,
-                cwd=tmp_path, stdin=ran.out.encode())  # fmt: skip
+    piped = pnc(
+        "clone",
+        *pair,
+        "--plan",
+        "-",
+        "--data",
+        made.train,
+        "-o",
+        "c.safetensors",
+        *QUICK,
+        cwd=tmp_path,
+        stdin=ran.out.encode(),
+    )
     assert piped.code == 0, piped.err
     assert json.loads((tmp_path / "c.json").read_text())["tap"]["position"] == "layer1"
 
 
 def test_clone_images_alone_are_enough_and_that_is_announced(made, tmp_path):
-    ran = pnc_forked("clone", made.source, made.target, "--data", made.train, "--no-originals", "-o",
-                     "c.safetensors", *QUICK, cwd=tmp_path)  # fmt: skip
+    ran = pnc_forked(
+        "clone",
+        made.source,
+        made.target,
+        "--data",
+        made.train,
+        "--no-originals",
+        "-o",
+        "c.safetensors",
+        *QUICK,
+        cwd=tmp_path,
+    )
     assert ran.code == 0 and "no images of original classes" in ran.err
     manifest = json.loads((tmp_path / "c.json").read_text())
     assert (
@@ -92,8 +142,19 @@ def test_clone_images_alone_are_enough_and_that_is_announced(made, tmp_path):
 
 def test_a_cloned_class_may_get_another_label(files):
     os.rename(files / "data" / "yellow", files / "data" / "golden")
-    ran = pnc_forked("clone", "source.safetensors", "target.safetensors", "--classes", "yellow=golden", "--data",
-                     "data", "-o", "c.safetensors", *QUICK, cwd=files)  # fmt: skip
+    ran = pnc_forked(
+        "clone",
+        "source.safetensors",
+        "target.safetensors",
+        "--classes",
+        "yellow=golden",
+        "--data",
+        "data",
+        "-o",
+        "c.safetensors",
+        *QUICK,
+        cwd=files,
+    )
     assert ran.code == 0, ran.err
     [cloned] = json.loads((files / "c.json").read_text())["classes"]
     assert cloned == {"name": "golden", "source_name": "yellow", "source_index": 1, "position": 0}
@@ -130,15 +191,35 @@ def both(*steps):
 
 def plan(**changes):
     def write(folder):
-        candidate = {"tap": "layer1", "cut": "layer1", "share": 1.0, "score": 0, "branch_accuracy": None,
-                     "joint_accuracy": None, "average_accuracy": None, "locality": None, "fit": 0,
-                     "parameters": 1, "macs": 1, "bytes": 1}  # fmt: skip
+        candidate = {
+            "tap": "layer1",
+            "cut": "layer1",
+            "share": 1.0,
+            "score": 0,
+            "branch_accuracy": None,
+            "joint_accuracy": None,
+            "average_accuracy": None,
+            "locality": None,
+            "fit": 0,
+            "parameters": 1,
+            "macs": 1,
+            "bytes": 1,
+        }
         document = {
-            "schema": "pnc.plan/1", "source_sha256": sha256(folder / "source.safetensors"),
-            "target_sha256": sha256(folder / "target.safetensors"), "classes": ["yellow"], "data": "images",
-            "images": 1, "original_images": 1, "target_macs": 1, "target_parameters": 1, "seed": 0,
-            "chosen": 0, "candidates": [candidate], **changes,
-        }  # fmt: skip
+            "schema": "pnc.plan/1",
+            "source_sha256": sha256(folder / "source.safetensors"),
+            "target_sha256": sha256(folder / "target.safetensors"),
+            "classes": ["yellow"],
+            "data": "images",
+            "images": 1,
+            "original_images": 1,
+            "target_macs": 1,
+            "target_parameters": 1,
+            "seed": 0,
+            "chosen": 0,
+            "candidates": [candidate],
+            **changes,
+        }
         (folder / "plan.json").write_text(json.dumps(document))
 
     return write
@@ -165,43 +246,220 @@ ELSEWHERE = [*CLONE[:4], "other", *CLONE[5:]]
 
 TABLE = {
     # classes
-    "a class the source does not know": (nothing, [*CLONE, "-c", "pink"], 4, "knows no class 'pink'", "its classes are: blue, yellow, purple"),
-    "a label the target has": (nothing, [*CLONE, "-c", "blue"], 4, "the target has a class 'blue' already", "--classes 'blue=blue_2'"),
-    "a class named twice": (nothing, [*CLONE, "-c", "yellow,yellow"], 2, "names 'yellow' twice", None),
-    "no class left to clone": (document("target", label_names=["blue", "yellow", "purple"]), CLONE, 4, "knows all classes", "--classes 'cat=cat_2'"),
+    "a class the source does not know": (
+        nothing,
+        [*CLONE, "-c", "pink"],
+        4,
+        "knows no class 'pink'",
+        "its classes are: blue, yellow, purple",
+    ),
+    "a label the target has": (
+        nothing,
+        [*CLONE, "-c", "blue"],
+        4,
+        "the target has a class 'blue' already",
+        "--classes 'blue=blue_2'",
+    ),
+    "a class named twice": (
+        nothing,
+        [*CLONE, "-c", "yellow,yellow"],
+        2,
+        "names 'yellow' twice",
+        None,
+    ),
+    "no class left to clone": (
+        document("target", label_names=["blue", "yellow", "purple"]),
+        CLONE,
+        4,
+        "knows all classes",
+        "--classes 'cat=cat_2'",
+    ),
     # images
-    "no such folder": (nothing, ELSEWHERE, 3, "other: no such folder or tar", "one sub-folder a class"),
-    "an empty folder": (lambda d: (d / "other").mkdir(), ELSEWHERE, 3, "other: no ", "one sub-folder a class"),
-    "a folder of text": (both(lambda d: (d / "other" / "x").mkdir(parents=True), lambda d: (d / "other" / "x" / "a.txt").write_text("a")), ELSEWHERE, 3, "other: no ", "one sub-folder a class"),
-    "a clone class without images": (lambda d: shutil.rmtree(d / "data" / "purple"), CLONE, 3, "no images of clone class 'purple'", "found: green, red, yellow"),
-    "an image that does not decode": (spoil_image(b"no image"), CLONE, 3, "yellow/3.png: does not decode as an image", "--skip-bad"),
-    "the same in eval": (spoil_image(b""), EVAL, 3, "yellow/3.png: does not decode as an image", "--skip-bad"),
+    "no such folder": (
+        nothing,
+        ELSEWHERE,
+        3,
+        "other: no such folder or tar",
+        "one sub-folder a class",
+    ),
+    "an empty folder": (
+        lambda d: (d / "other").mkdir(),
+        ELSEWHERE,
+        3,
+        "other: no ",
+        "one sub-folder a class",
+    ),
+    "a folder of text": (
+        both(
+            lambda d: (d / "other" / "x").mkdir(parents=True),
+            lambda d: (d / "other" / "x" / "a.txt").write_text("a"),
+        ),
+        ELSEWHERE,
+        3,
+        "other: no ",
+        "one sub-folder a class",
+    ),
+    "a clone class without images": (
+        lambda d: shutil.rmtree(d / "data" / "purple"),
+        CLONE,
+        3,
+        "no images of clone class 'purple'",
+        "found: green, red, yellow",
+    ),
+    "an image that does not decode": (
+        spoil_image(b"no image"),
+        CLONE,
+        3,
+        "yellow/3.png: does not decode as an image",
+        "--skip-bad",
+    ),
+    "the same in eval": (
+        spoil_image(b""),
+        EVAL,
+        3,
+        "yellow/3.png: does not decode as an image",
+        "--skip-bad",
+    ),
     # checkpoints
-    "nothing says the architecture": (lambda d: (d / "source.json").unlink(), CLONE, 3, "nothing says which timm architecture", "--source-arch NAME"),
-    "a hub address as flag": (nothing, [*CLONE, "--target-arch", "hf-hub:x/y"], 3, "'hf-hub:x/y' is not a plain timm name", None),
-    "a hub address in a document": (document("source", architecture="hf-hub:x/y"), CLONE, 3, "'hf-hub:x/y' is not a plain timm name", None),
-    "model_args that fetch": (document("target", model_args={**RESNET, "pretrained": True}), CLONE, 3, "may not set 'pretrained'", None),
-    "model_args that fetch, as flag": (nothing, [*CLONE, "--source-args", '{"checkpoint_path": "x"}'], 3, "may not set 'checkpoint_path'", None),
-    "another architecture": (document("target", architecture="resnet34"), CLONE, 3, "does not hold a resnet34", "check the architecture"),
-    "an unknown architecture": (document("target", architecture="resnet181"), CLONE, 3, "has no architecture 'resnet181'", "did you mean resnet18"),
-    "a clone as source": (nothing, ["search", "clone.safetensors", "target.safetensors"], 3, "is a clone, not a checkpoint", None),
-    "a clone for another target": (nothing, ["eval", "source.safetensors", "--clone", "clone.safetensors", "--data", "data"], 4, "tensor 'bn1.bias' is F32", "give the target it was made for"),
-    "a clone on top of itself": (nothing, [*EVAL, "--clone", "clone.safetensors"], 4, "is in the checkpoint already", "pnc eject --name"),
+    "nothing says the architecture": (
+        lambda d: (d / "source.json").unlink(),
+        CLONE,
+        3,
+        "nothing says which timm architecture",
+        "--source-arch NAME",
+    ),
+    "a hub address as flag": (
+        nothing,
+        [*CLONE, "--target-arch", "hf-hub:x/y"],
+        3,
+        "'hf-hub:x/y' is not a plain timm name",
+        None,
+    ),
+    "a hub address in a document": (
+        document("source", architecture="hf-hub:x/y"),
+        CLONE,
+        3,
+        "'hf-hub:x/y' is not a plain timm name",
+        None,
+    ),
+    "model_args that fetch": (
+        document("target", model_args={**RESNET, "pretrained": True}),
+        CLONE,
+        3,
+        "may not set 'pretrained'",
+        None,
+    ),
+    "model_args that fetch, as flag": (
+        nothing,
+        [*CLONE, "--source-args", '{"checkpoint_path": "x"}'],
+        3,
+        "may not set 'checkpoint_path'",
+        None,
+    ),
+    "another architecture": (
+        document("target", architecture="resnet34"),
+        CLONE,
+        3,
+        "does not hold a resnet34",
+        "check the architecture",
+    ),
+    "an unknown architecture": (
+        document("target", architecture="resnet181"),
+        CLONE,
+        3,
+        "has no architecture 'resnet181'",
+        "did you mean resnet18",
+    ),
+    "a clone as source": (
+        nothing,
+        ["search", "clone.safetensors", "target.safetensors"],
+        3,
+        "is a clone, not a checkpoint",
+        None,
+    ),
+    "a clone for another target": (
+        nothing,
+        ["eval", "source.safetensors", "--clone", "clone.safetensors", "--data", "data"],
+        4,
+        "tensor 'bn1.bias' is F32",
+        "give the target it was made for",
+    ),
+    "a clone on top of itself": (
+        nothing,
+        [*EVAL, "--clone", "clone.safetensors"],
+        4,
+        "is in the checkpoint already",
+        "pnc eject --name",
+    ),
     # positions and plans
-    "an unknown tap": (nothing, [*CLONE, "--tap", "layer9"], 4, "'layer9' is not a position", "positions are: input"),
-    "an impossible budget": (nothing, [*CLONE, "--max-macs", "0"], 4, "within the budget", "raise --max-macs"),
-    "a plan for another target": (plan(target_sha256="0" * 64), PLANNED, 4, "the plan was made for another target", "run pnc search"),
-    "a plan of a newer version": (plan(schema="pnc.plan/2"), PLANNED, 3, "this pnc reads 'pnc.plan/1'", "upgrade pnc"),
+    "an unknown tap": (
+        nothing,
+        [*CLONE, "--tap", "layer9"],
+        4,
+        "'layer9' is not a position",
+        "positions are: input",
+    ),
+    "an impossible budget": (
+        nothing,
+        [*CLONE, "--max-macs", "0"],
+        4,
+        "within the budget",
+        "raise --max-macs",
+    ),
+    "a plan for another target": (
+        plan(target_sha256="0" * 64),
+        PLANNED,
+        4,
+        "the plan was made for another target",
+        "run pnc search",
+    ),
+    "a plan of a newer version": (
+        plan(schema="pnc.plan/2"),
+        PLANNED,
+        3,
+        "this pnc reads 'pnc.plan/1'",
+        "upgrade pnc",
+    ),
     "a plan with an unknown field": (plan(colour="red"), PLANNED, 3, "colour", None),
     "no such plan": (nothing, PLANNED, 3, "plan.json: cannot be read", None),
     # usage
     "a bad name": (nothing, [*CLONE, "--name", "a/b"], 2, "--name 'a/b'", "letters, digits"),
-    "a device that is not there": (nothing, [*SEARCH, "--device", "cuda:99"], 2, "--device cuda:99", "cpu works everywhere"),
-    "an unknown figure": (nothing, [*EVAL, "--fail-under", "beauty=1"], 2, "no figure 'beauty'", "joint_accuracy"),
-    "a figure that is no number": (nothing, [*EVAL, "--fail-under", "locality=nan"], 2, "--fail-under 'locality=nan'", "joint_accuracy=0.7"),
-    "an output that exists": (lambda d: (d / "out.safetensors").touch(), CLONE, 2, "out.safetensors: exists", "--force"),
-    "an output in no folder": (nothing, [*SEARCH, "-o", "no/plan.json"], 2, "does not exist", "mkdir -p"),
-}  # fmt: skip
+    "a device that is not there": (
+        nothing,
+        [*SEARCH, "--device", "cuda:99"],
+        2,
+        "--device cuda:99",
+        "cpu works everywhere",
+    ),
+    "an unknown figure": (
+        nothing,
+        [*EVAL, "--fail-under", "beauty=1"],
+        2,
+        "no figure 'beauty'",
+        "joint_accuracy",
+    ),
+    "a figure that is no number": (
+        nothing,
+        [*EVAL, "--fail-under", "locality=nan"],
+        2,
+        "--fail-under 'locality=nan'",
+        "joint_accuracy=0.7",
+    ),
+    "an output that exists": (
+        lambda d: (d / "out.safetensors").touch(),
+        CLONE,
+        2,
+        "out.safetensors: exists",
+        "--force",
+    ),
+    "an output in no folder": (
+        nothing,
+        [*SEARCH, "-o", "no/plan.json"],
+        2,
+        "does not exist",
+        "mkdir -p",
+    ),
+}
 
 
 @pytest.mark.parametrize("spoil, args, code, message, hint", TABLE.values(), ids=TABLE)

@@ -12,9 +12,20 @@ from pnc_cli.placement.search import frontier
 def searched(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plot")
     ran = pnc_forked(
-        "search", made.source, made.target, "--data", made.train, "--limit-per-class", "10",
-        "--plot", "plan.png", "--max-bytes", "100kB", "--json", cwd=folder,
-    )  # fmt: skip
+        "search",
+        made.source,
+        made.target,
+        "--data",
+        made.train,
+        "--limit-per-class",
+        "10",
+        "--plot",
+        "plan.png",
+        "--max-bytes",
+        "100kB",
+        "--json",
+        cwd=folder,
+    )
     assert ran.code == 0, ran.err
     return folder, ran
 
@@ -34,9 +45,22 @@ def test_the_clone_is_as_large_as_its_candidate_said(searched, made):
     folder, ran = searched
     chosen = ran.json["plan"]["candidates"][ran.json["plan"]["chosen"]]
     clone = pnc_forked(
-        "clone", made.source, made.target, "--data", made.train, "--limit-per-class", "10",
-        "--max-bytes", "100kB", "--epochs", "0", "-o", "c.safetensors", "--json", cwd=folder,
-    )  # fmt: skip
+        "clone",
+        made.source,
+        made.target,
+        "--data",
+        made.train,
+        "--limit-per-class",
+        "10",
+        "--max-bytes",
+        "100kB",
+        "--epochs",
+        "0",
+        "-o",
+        "c.safetensors",
+        "--json",
+        cwd=folder,
+    )
     assert clone.code == 0, clone.err
     cost = clone.json["manifest"]["cost"]
     assert cost["bytes"] <= 100_000
@@ -51,9 +75,16 @@ def test_other_endings_are_refused_before_any_work(made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text, value", [
-    ("3000000", 3_000_000), ("3MB", 3_000_000), ("2.5 MiB", 2_621_440), ("10kb", 10_000), ("1g", 10**9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("3000000", 3_000_000),
+        ("3MB", 3_000_000),
+        ("2.5 MiB", 2_621_440),
+        ("10kb", 10_000),
+        ("1g", 10**9),
+    ],
+)
 def test_sizes(text, value):
     assert size(text) == value
 
@@ -65,8 +96,20 @@ def test_what_is_no_size_is_refused(made, tmp_path, text):
 
 
 def candidate(macs, average):
-    return Candidate(tap="a", cut="b", share=1.0, score=0.0, branch_accuracy=1.0, joint_accuracy=None,
-                     average_accuracy=average, locality=None, fit=1.0, parameters=1, macs=macs, bytes=1)  # fmt: skip
+    return Candidate(
+        tap="a",
+        cut="b",
+        share=1.0,
+        score=0.0,
+        branch_accuracy=1.0,
+        joint_accuracy=None,
+        average_accuracy=average,
+        locality=None,
+        fit=1.0,
+        parameters=1,
+        macs=macs,
+        bytes=1,
+    )
 
 
 def test_the_frontier_is_what_nothing_as_cheap_beats():

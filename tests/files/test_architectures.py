@@ -108,8 +108,10 @@ def test_looking_up_imports_neither_torch_nor_timm():
 def test_the_readme_says_how_many_names_the_tensors_settle():
     index = loads(resources.files("pnc_cli.files").joinpath(architectures.SHIPPED).read_text())
     unsettled = [
-        n for names in index.ambiguous() for n in names
+        n
+        for names in index.ambiguous()
+        for n in names
         if len({tuple(index.traits[m].items()) for m in names}) > 1
-    ]  # fmt: skip
+    ]
     said = f"they settle {len(index.names) - len(unsettled):,} of timm's {len(index.names):,} names"
     assert said in (Path(__file__).parents[2] / "README.md").read_text("utf-8")

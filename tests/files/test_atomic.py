@@ -70,13 +70,16 @@ def failing(name, nth, error):
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("step, nth, error, raised", [
-    ("fsync", 1, FULL, UsageError),
-    ("fsync", 2, FULL, UsageError),
-    ("fsync", 2, KeyboardInterrupt(), KeyboardInterrupt),
-    ("link", 1, KeyboardInterrupt(), KeyboardInterrupt),
-    ("link", 2, KeyboardInterrupt(), KeyboardInterrupt),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "step, nth, error, raised",
+    [
+        ("fsync", 1, FULL, UsageError),
+        ("fsync", 2, FULL, UsageError),
+        ("fsync", 2, KeyboardInterrupt(), KeyboardInterrupt),
+        ("link", 1, KeyboardInterrupt(), KeyboardInterrupt),
+        ("link", 2, KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
 def test_a_failure_at_the_last_steps_leaves_the_folder_as_it_was(
     tmp_path, monkeypatch, step, nth, error, raised
 ):
@@ -150,9 +153,14 @@ def make(path, kind):
     return path
 
 
-@pytest.mark.parametrize("kind, force, message", [
-    ("file", False, "exists"), ("folder", True, "is a folder"), ("fifo", True, "not a regular file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, force, message",
+    [
+        ("file", False, "exists"),
+        ("folder", True, "is a folder"),
+        ("fifo", True, "not a regular file"),
+    ],
+)
 def test_what_is_in_the_way_is_refused(tmp_path, kind, force, message):
     path = make(tmp_path / "out", kind)
     with pytest.raises(UsageError, match=message):

@@ -13,7 +13,7 @@ from support.handmade import (
     rewrite_metadata,
     safetensors,
     snapshot,
-)  # fmt: skip
+)
 
 from pnc_cli.errors import BadInput, UsageError
 from pnc_cli.files.clone_file import (

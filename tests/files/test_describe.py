@@ -25,14 +25,17 @@ def files(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name, kind, words", [
-    ("t.safetensors", "checkpoint", "a checkpoint, 5 tensors, 45 bytes"),
-    ("c.safetensors", "clone", "a clone, 'frogs', of frog"),
-    ("p.safetensors", "patched checkpoint", "clone 'frogs': frog"),
-    ("c.json", "pnc.clone/1", "a pnc.clone/1 document"),
-    ("p.json", "pnc.patched/1", "a pnc.patched/1 document"),
-    ("plan.json", "pnc.plan/1", "a pnc.plan/1 document"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, kind, words",
+    [
+        ("t.safetensors", "checkpoint", "a checkpoint, 5 tensors, 45 bytes"),
+        ("c.safetensors", "clone", "a clone, 'frogs', of frog"),
+        ("p.safetensors", "patched checkpoint", "clone 'frogs': frog"),
+        ("c.json", "pnc.clone/1", "a pnc.clone/1 document"),
+        ("p.json", "pnc.patched/1", "a pnc.patched/1 document"),
+        ("plan.json", "pnc.plan/1", "a pnc.plan/1 document"),
+    ],
+)
 def test_every_file_of_ours_is_recognised(files, name, kind, words):
     found = describe(files / name)
     assert found.document["kind"] == kind
@@ -70,9 +73,13 @@ def test_a_checkpoint_says_its_architecture_where_anything_names_it(files):
     assert "resnet18 (from t.json): a, b" in found.text
 
 
-@pytest.mark.parametrize("name, message", [
-    ("p.safetensors", "the target in it is not what was patched"), ("c.safetensors", "is corrupt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("p.safetensors", "the target in it is not what was patched"),
+        ("c.safetensors", "is corrupt"),
+    ],
+)
 def test_damage_is_found_in_the_first_byte_of_data(files, name, message):
     flip(files / name, read_header(files / name).data_start)
     with pytest.raises(BadInput, match=message):
@@ -84,10 +91,16 @@ def test_damage_is_found_in_the_clone_of_a_patched_checkpoint(files):
         describe(flip(files / "p.safetensors", -1))
 
 
-@pytest.mark.parametrize("text, message", [
-    ("{", "not a JSON document"), ("[]", "schema is None"), ('{"schema": "x/1"}', "schema is 'x/1'"),
-    ('{"schema": "pnc.clone/9"}', "this pnc reads 'pnc.clone/1'"), ('{"schema": "pnc.plan/1"}', "does not follow"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "not a JSON document"),
+        ("[]", "schema is None"),
+        ('{"schema": "x/1"}', "schema is 'x/1'"),
+        ('{"schema": "pnc.clone/9"}', "this pnc reads 'pnc.clone/1'"),
+        ('{"schema": "pnc.plan/1"}', "does not follow"),
+    ],
+)
 def test_a_document_that_is_not_ours_or_newer_is_refused(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(BadInput, match=message):

@@ -35,12 +35,16 @@ def test_the_order_of_tensors_and_the_metadata_do_not_matter(tmp_path):
     assert file_sha256(one) != file_sha256(other)
 
 
-@pytest.mark.parametrize("change", [
-    {"mask": ("BOOL", (3,), b"\x00\x01\x00")},
-    {"mask": ("U8", (3,), b"\x00\x01\x01")},
-    {"mask": ("BOOL", (3, 1), b"\x00\x01\x01")},
-    {"more": ("U8", (0,), b"")},
-], ids=["value", "dtype", "shape", "name"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mask": ("BOOL", (3,), b"\x00\x01\x00")},
+        {"mask": ("U8", (3,), b"\x00\x01\x01")},
+        {"mask": ("BOOL", (3, 1), b"\x00\x01\x01")},
+        {"more": ("U8", (0,), b"")},
+    ],
+    ids=["value", "dtype", "shape", "name"],
+)
 def test_any_other_value_type_shape_or_name_matters(tmp_path, change):
     one = make_target(tmp_path / "a.safetensors", target_tensors())
     other = make_target(tmp_path / "b.safetensors", target_tensors() | change)

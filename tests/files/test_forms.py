@@ -85,10 +85,16 @@ def test_the_same_weights_under_wrapped_names_are_the_same_target(tmp_path, pref
 # moving averages
 
 
-@pytest.mark.parametrize("first, second", [
-    ("model.", "model_ema."), ("", "ema."), ("state_dict.", "state_dict_ema."),
-    ("model.", "ema.module."), ("module.model.", "module.ema_model."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("model.", "model_ema."),
+        ("", "ema."),
+        ("state_dict.", "state_dict_ema."),
+        ("model.", "ema.module."),
+        ("module.model.", "module.ema_model."),
+    ],
+)
 def test_a_file_with_a_moving_average_is_refused_and_the_hint_takes_it_out(tmp_path, first, second):
     plain = {n: torch.randn(3) for n in NAMES}
     average = {n: torch.randn(3) for n in NAMES}

@@ -125,13 +125,22 @@ BAD_HEADERS = {
     "a shape of booleans": (header_of(a={**ENTRY, "shape": [True, 2]}), "not natural numbers"),
     "a shape of floats": (header_of(a={**ENTRY, "shape": [2.0]}), "not natural numbers"),
     "three offsets": (header_of(a={**ENTRY, "data_offsets": [0, 1, 2]}), "not natural numbers"),
-    "a size that is not its shape's": (header_of(a={**ENTRY, "shape": [3]}), "takes 3 bytes, spans 2"),
+    "a size that is not its shape's": (
+        header_of(a={**ENTRY, "shape": [3]}),
+        "takes 3 bytes, spans 2",
+    ),
     "an end before its start": (header_of(a={**ENTRY, "data_offsets": [2, 0]}), "spans -2"),
-    "a hole at the start": (header_of(a={**ENTRY, "data_offsets": [1, 3]}), "a hole before tensor 'a'"),
+    "a hole at the start": (
+        header_of(a={**ENTRY, "data_offsets": [1, 3]}),
+        "a hole before tensor 'a'",
+    ),
     "a hole": (header_of(a=ENTRY, b={**ENTRY, "data_offsets": [3, 5]}), "a hole before tensor 'b'"),
-    "an overlap": (header_of(a=ENTRY, b={**ENTRY, "data_offsets": [1, 3]}), "an overlap before tensor 'b'"),
+    "an overlap": (
+        header_of(a=ENTRY, b={**ENTRY, "data_offsets": [1, 3]}),
+        "an overlap before tensor 'b'",
+    ),
     "the same bytes twice": (header_of(a=ENTRY, b=ENTRY), "an overlap before tensor 'b'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text, message", BAD_HEADERS.values(), ids=BAD_HEADERS)
@@ -174,6 +183,8 @@ def test_odd_padding_and_zero_sizes_are_read(tmp_path):
     path = make_target(tmp_path / "x.safetensors", tensors, pad=b" " * 5)
     header = read_header(path)
     assert {n: (t.shape, t.size) for n, t in header.tensors.items()} == {
-        "empty": ((0, 3), 0), "scalar": ((), 8), "none": ((0,), 0)
-    }  # fmt: skip
+        "empty": ((0, 3), 0),
+        "scalar": ((), 8),
+        "none": ((0,), 0),
+    }
     assert header.raw == path.read_bytes()[:-8]

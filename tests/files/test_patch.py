@@ -16,7 +16,7 @@ from support.handmade import (
     sha256,
     snapshot,
     target_tensors,
-)  # fmt: skip
+)
 
 from pnc_cli.errors import BadInput, Incompatible, UsageError
 from pnc_cli.files.clone_file import RawTensor
@@ -153,16 +153,30 @@ def refused(tmp_path, error, message, call):
 def test_a_clone_for_other_weights_is_refused_naming_the_tensor(tmp_path, clone):
     changed = {**target_tensors(), "fc.bias": ("BF16", (5,), bytes(10))}
     trained = make_target(tmp_path / "trained.safetensors", changed)
-    hint = refused(tmp_path, Incompatible, r"tensor 'fc.bias' is BF16 \[5\] \w{16}, expected BF16 \[5\] \w{16}",
-                   lambda: inject(trained, [clone], tmp_path / "p.st"))  # fmt: skip
+    hint = refused(
+        tmp_path,
+        Incompatible,
+        r"tensor 'fc.bias' is BF16 \[5\] \w{16}, expected BF16 \[5\] \w{16}",
+        lambda: inject(trained, [clone], tmp_path / "p.st"),
+    )
     assert hint.startswith("give the target it was made for")
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop("mask"), "has a tensor 'mask', this file has not"),
-    (lambda t: t.update(more=("U8", (1,), b"x")), "tensor 'more' is not in its target, a resnet18"),
-    (lambda t: t.update({"conv.weight": ("F32", (3, 2), t["conv.weight"][2])}), r"'conv.weight' is F32 \[3, 2\]"),
-], ids=["missing", "more", "shape"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("mask"), "has a tensor 'mask', this file has not"),
+        (
+            lambda t: t.update(more=("U8", (1,), b"x")),
+            "tensor 'more' is not in its target, a resnet18",
+        ),
+        (
+            lambda t: t.update({"conv.weight": ("F32", (3, 2), t["conv.weight"][2])}),
+            r"'conv.weight' is F32 \[3, 2\]",
+        ),
+    ],
+    ids=["missing", "more", "shape"],
+)
 def test_a_clone_for_another_architecture_is_refused_naming_the_tensor(
     tmp_path, clone, change, message
 ):
@@ -173,8 +187,12 @@ def test_a_clone_for_another_architecture_is_refused_naming_the_tensor(
 
 
 def test_the_same_clone_twice_is_refused(tmp_path, target, clone, patched):
-    hint = refused(tmp_path, Incompatible, "clone 'a' is in the checkpoint already",
-                   lambda: inject(patched, [clone], tmp_path / "q.st"))  # fmt: skip
+    hint = refused(
+        tmp_path,
+        Incompatible,
+        "clone 'a' is in the checkpoint already",
+        lambda: inject(patched, [clone], tmp_path / "q.st"),
+    )
     assert hint == "take it off first: pnc eject --name a"
     refused(
         tmp_path,
@@ -189,18 +207,26 @@ def test_a_label_that_is_taken_is_refused_with_the_way_to_rename(
     tmp_path, target, other, label, owner
 ):
     same = make_clone(tmp_path / "c.safetensors", target, name="c", labels=["new", label])
-    hint = refused(tmp_path, Incompatible, f"class '{label}' of clone 'c' is a label of {owner} already",
-                   lambda: inject(target, [other, same], tmp_path / "p.st"))  # fmt: skip
+    hint = refused(
+        tmp_path,
+        Incompatible,
+        f"class '{label}' of clone 'c' is a label of {owner} already",
+        lambda: inject(target, [other, same], tmp_path / "p.st"),
+    )
     assert hint == f"inject it under another name: --rename {label}={label}_2"
     inject(target, [other], tmp_path / "p.st")
     assert inject(tmp_path / "p.st", [same], tmp_path / "q.st", rename={label: f"{label}_2"})
 
 
-@pytest.mark.parametrize("rename, error, message", [
-    ({"wolf": "dog"}, UsageError, "no clone has a class 'wolf'"),
-    ({"cat": LABELS[1]}, Incompatible, "is a label of the target already"),
-    ({"cat": "x" * 1001}, BadInput, "does not follow"),
-], ids=["unknown", "taken", "too long"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rename, error, message",
+    [
+        ({"wolf": "dog"}, UsageError, "no clone has a class 'wolf'"),
+        ({"cat": LABELS[1]}, Incompatible, "is a label of the target already"),
+        ({"cat": "x" * 1001}, BadInput, "does not follow"),
+    ],
+    ids=["unknown", "taken", "too long"],
+)
 def test_a_bad_rename_is_refused(tmp_path, target, clone, rename, error, message):
     refused(
         tmp_path, error, message, lambda: inject(target, [clone], tmp_path / "p.st", rename=rename)
@@ -221,8 +247,12 @@ def test_a_corrupt_clone_is_refused(tmp_path, target, clone):
 def test_a_damaged_patched_checkpoint_is_not_ejected(tmp_path, patched, names):
     start = read_header(patched).data_start
     flip(patched, start + 3)
-    hint = refused(tmp_path, BadInput, "the target in it is not what was patched",
-                   lambda: eject(patched, tmp_path / "q.st", names=names))  # fmt: skip
+    hint = refused(
+        tmp_path,
+        BadInput,
+        "the target in it is not what was patched",
+        lambda: eject(patched, tmp_path / "q.st", names=names),
+    )
     assert "inject into the original target again" in hint
 
 
@@ -233,26 +263,49 @@ def test_what_is_not_patched_cannot_be_ejected(tmp_path, target):
 
 
 def test_an_unknown_clone_cannot_be_ejected(tmp_path, patched):
-    hint = refused(tmp_path, UsageError, "has no clone 'c'",
-                   lambda: eject(patched, tmp_path / "q.st", names=["a", "c"]))  # fmt: skip
+    hint = refused(
+        tmp_path,
+        UsageError,
+        "has no clone 'c'",
+        lambda: eject(patched, tmp_path / "q.st", names=["a", "c"]),
+    )
     assert hint == "it has: a, b"
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda m: m.pop("pnc.manifest"), "without 'pnc.manifest'"),
-    (lambda m: m.update({"pnc.target_header": "{}"}), "not laid out as in the target file"),
-    (lambda m: m.update({"pnc.target_header": "{"}), "not valid JSON"),
-    (lambda m: m.update({"pnc.manifest": m["pnc.manifest"].replace('"name": "b"', '"name": "c"')}), "tensor 'pnc.b.* belongs to no clone"),
-    (lambda m: m.update({"pnc.manifest": m["pnc.manifest"].replace("patched/1", "patched/2")}), "this pnc reads 'pnc.patched/1'"),
-], ids=["no manifest", "other header", "broken header", "no such clone", "newer"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m.pop("pnc.manifest"), "without 'pnc.manifest'"),
+        (lambda m: m.update({"pnc.target_header": "{}"}), "not laid out as in the target file"),
+        (lambda m: m.update({"pnc.target_header": "{"}), "not valid JSON"),
+        (
+            lambda m: m.update(
+                {"pnc.manifest": m["pnc.manifest"].replace('"name": "b"', '"name": "c"')}
+            ),
+            "tensor 'pnc.b.* belongs to no clone",
+        ),
+        (
+            lambda m: m.update(
+                {"pnc.manifest": m["pnc.manifest"].replace("patched/1", "patched/2")}
+            ),
+            "this pnc reads 'pnc.patched/1'",
+        ),
+    ],
+    ids=["no manifest", "other header", "broken header", "no such clone", "newer"],
+)
 def test_a_patched_checkpoint_that_contradicts_itself_is_refused(patched, change, message):
     with pytest.raises(BadInput, match=message):
         open_checkpoint(rewrite_metadata(patched, change))
 
 
-@pytest.mark.parametrize("tensors, metadata", [
-    ({"pnc.x": ("U8", (1,), b"x")}, None), ({"x": ("U8", (1,), b"x")}, {"pnc.other": "1"}),
-], ids=["tensor", "metadata"])  # fmt: skip
+@pytest.mark.parametrize(
+    "tensors, metadata",
+    [
+        ({"pnc.x": ("U8", (1,), b"x")}, None),
+        ({"x": ("U8", (1,), b"x")}, {"pnc.other": "1"}),
+    ],
+    ids=["tensor", "metadata"],
+)
 def test_a_target_that_uses_our_prefix_is_refused(tmp_path, tensors, metadata):
     with pytest.raises(BadInput, match="reserved prefix 'pnc.'"):
         open_checkpoint(make_target(tmp_path / "t.safetensors", tensors, metadata))
@@ -265,8 +318,12 @@ def test_a_clone_is_not_a_checkpoint(clone):
 
 @pytest.mark.parametrize("output", ["t.safetensors", "a.safetensors", "a.st"])
 def test_an_input_or_its_sidecar_is_never_replaced_even_with_force(tmp_path, target, clone, output):
-    refused(tmp_path, UsageError, "is an input",
-            lambda: inject(target, [clone], tmp_path / output, force=True))  # fmt: skip
+    refused(
+        tmp_path,
+        UsageError,
+        "is an input",
+        lambda: inject(target, [clone], tmp_path / output, force=True),
+    )
 
 
 def test_a_target_that_replaces_a_patched_checkpoint_takes_its_manifest_away(

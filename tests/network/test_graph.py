@@ -13,8 +13,17 @@ from pnc_cli.network.graph import part_after, trace
 from pnc_cli.network.head import classifier_names, cuts, find_head
 from pnc_cli.network.record import recording
 
-LARGE = ["swin_tiny_patch4_window7_224", "levit_128s", "densenet121", "mixer_s16_224", "regnetx_002",
-         "efficientformer_l1", "hrnet_w18_small", "mobilenetv3_small_100", "deit_tiny_distilled_patch16_224"]  # fmt: skip
+LARGE = [
+    "swin_tiny_patch4_window7_224",
+    "levit_128s",
+    "densenet121",
+    "mixer_s16_224",
+    "regnetx_002",
+    "efficientformer_l1",
+    "hrnet_w18_small",
+    "mobilenetv3_small_100",
+    "deit_tiny_distilled_patch16_224",
+]
 
 
 def digest(tensor):
@@ -55,12 +64,15 @@ def test_the_same_for_families_that_timm_has_no_test_model_of(architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture, size, cut, model_args", [
-    ("gemma4_vit_167m", 96, "encoder.blocks.1", {"depth": 3}),
-    ("davit_tiny", 64, "stages.2.blocks.1.0.cpe2", {"embed_dims": [48, 96, 192, 384]}),
-    ("mvitv2_tiny", 64, "stages.1.blocks.0", {}),
-    ("pvt_v2_b0", 64, "stages.1.blocks.0", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "architecture, size, cut, model_args",
+    [
+        ("gemma4_vit_167m", 96, "encoder.blocks.1", {"depth": 3}),
+        ("davit_tiny", 64, "stages.2.blocks.1.0.cpe2", {"embed_dims": [48, 96, 192, 384]}),
+        ("mvitv2_tiny", 64, "stages.1.blocks.0", {}),
+        ("pvt_v2_b0", 64, "stages.1.blocks.0", {}),
+    ],
+)
 def test_the_same_for_networks_that_carry_sizes_along(architecture, size, cut, model_args):
     model = make_network(architecture, 5, size=size, **model_args)
     tr = trace(model, (3, size, size))
@@ -102,16 +114,19 @@ def test_positions_have_readable_names_in_topological_order(architecture):
     assert depths == sorted(depths) and depths[0] == 0 and depths[-1] == 1
 
 
-@pytest.mark.parametrize("architecture, position, kind, channels, grid, prefix", [
-    ("resnet18", "layer2", "NCHW", 8, (4, 4), 0),
-    ("resnet18", "global_pool.pool", "NCHW", 16, (1, 1), 0),
-    ("resnet18", "global_pool", "NC", 16, (1, 1), 0),
-    ("test_mambaout", "stages.1", "NHWC", 32, (4, 4), 0),
-    ("test_maxvit", "stages.0.blocks.0.attn_block", "NHWC", 32, (8, 8), 0),
-    ("test_convnext", "head.norm", "NCHW", 64, (1, 1), 0),
-    ("test_vit", "blocks.2", "NLC", 64, (2, 2), 1),
-    ("test_vit_relpos", "blocks.2", "NLC", 96, (2, 2), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "architecture, position, kind, channels, grid, prefix",
+    [
+        ("resnet18", "layer2", "NCHW", 8, (4, 4), 0),
+        ("resnet18", "global_pool.pool", "NCHW", 16, (1, 1), 0),
+        ("resnet18", "global_pool", "NC", 16, (1, 1), 0),
+        ("test_mambaout", "stages.1", "NHWC", 32, (4, 4), 0),
+        ("test_maxvit", "stages.0.blocks.0.attn_block", "NHWC", 32, (8, 8), 0),
+        ("test_convnext", "head.norm", "NCHW", 64, (1, 1), 0),
+        ("test_vit", "blocks.2", "NLC", 64, (2, 2), 1),
+        ("test_vit_relpos", "blocks.2", "NLC", 96, (2, 2), 0),
+    ],
+)
 def test_layouts_are_told_without_a_table_of_architectures(
     architecture, position, kind, channels, grid, prefix
 ):

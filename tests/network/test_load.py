@@ -75,27 +75,47 @@ def test_a_transformer_with_an_image_size_of_its_own(tmp_path):
     assert load_network(path).input_size == (3, 64, 64)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop("layer1.0.conv1.weight"), "1 tensors missing, such as 'layer1.0.conv1.weight'"),
-    (lambda t: t.update(extra=torch.zeros(1)), "1 tensors unexpected, such as 'extra'"),
-    (lambda t: t.update({"bn1.weight": torch.zeros(9)}), r"tensor 'bn1.weight' has shape \[9\], expected \[64\]"),
-    (lambda t: t.update({"fc.weight": torch.zeros(4, 16), "fc.bias": torch.zeros(4)}), "classifier 'fc' has 4 classes, but num_classes says 3"),
-    (lambda t: t.pop("fc.weight"), "missing, such as 'fc.weight'"),
-], ids=["missing", "unexpected", "shape", "classes", "classifier"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda t: t.pop("layer1.0.conv1.weight"),
+            "1 tensors missing, such as 'layer1.0.conv1.weight'",
+        ),
+        (lambda t: t.update(extra=torch.zeros(1)), "1 tensors unexpected, such as 'extra'"),
+        (
+            lambda t: t.update({"bn1.weight": torch.zeros(9)}),
+            r"tensor 'bn1.weight' has shape \[9\], expected \[64\]",
+        ),
+        (
+            lambda t: t.update({"fc.weight": torch.zeros(4, 16), "fc.bias": torch.zeros(4)}),
+            "classifier 'fc' has 4 classes, but num_classes says 3",
+        ),
+        (lambda t: t.pop("fc.weight"), "missing, such as 'fc.weight'"),
+    ],
+    ids=["missing", "unexpected", "shape", "classes", "classifier"],
+)
 def test_a_file_that_does_not_hold_what_it_says_is_refused(path, change, message):
     edit(path, change)
     with pytest.raises(BadInput, match=message):
         load_network(path)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"architecture": "resnet34"}, "does not hold a resnet34 .as net.json says.: .* tensors missing"),
-    ({"architecture": "resnet19"}, "has no architecture 'resnet19'"),
-    ({"model_args": {}}, "does not hold a resnet18"),
-    ({"model_args": {"nonsense": 1}}, "timm cannot build 'resnet18' with model_args"),
-    ({"model_args": {"channels": "many"}}, "timm cannot build 'resnet18' with model_args"),
-    ({"label_names": ["a"]}, "classifier 'fc' has 3 classes, but label_names says 1"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"architecture": "resnet34"},
+            "does not hold a resnet34 .as net.json says.: .* tensors missing",
+        ),
+        ({"architecture": "resnet19"}, "has no architecture 'resnet19'"),
+        ({"model_args": {}}, "does not hold a resnet18"),
+        ({"model_args": {"nonsense": 1}}, "timm cannot build 'resnet18' with model_args"),
+        ({"model_args": {"channels": "many"}}, "timm cannot build 'resnet18' with model_args"),
+        ({"label_names": ["a"]}, "classifier 'fc' has 3 classes, but label_names says 1"),
+    ],
+    ids=str,
+)
 def test_a_document_that_contradicts_the_file_is_refused(path, changes, message):
     document(path, **changes)
     with pytest.raises(BadInput, match=message):

@@ -55,10 +55,17 @@ def test_images_may_have_one_channel(name):
     check_found(name, num_classes=5, in_chans=1)
 
 
-@pytest.mark.parametrize("names, what, values", [
-    (["efficientnet_b0", "tf_efficientnet_b0"], "conv_stem", {"Conv2d", "Conv2dSame"}),
-    (["vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"], "mlp.act", {"GELU", "QuickGELU"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, what, values",
+    [
+        (["efficientnet_b0", "tf_efficientnet_b0"], "conv_stem", {"Conv2d", "Conv2dSame"}),
+        (
+            ["vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"],
+            "mlp.act",
+            {"GELU", "QuickGELU"},
+        ),
+    ],
+)
 def test_what_tells_networks_with_equal_tensors_apart_is_found_by_comparing_them(
     names, what, values
 ):
@@ -115,7 +122,7 @@ def same_networks():
 
 
 def test_networks_that_nothing_tells_apart_give_the_same_logits_bit_for_bit():
-    size = lambda pair: sum(torch.Size(s).numel() for s in shapes_of(on_meta(pair[0])).values())  # noqa: E731
+    size = lambda pair: sum(torch.Size(s).numel() for s in shapes_of(on_meta(pair[0])).values())
     smallest = sorted(same_networks(), key=size)[:2]
     assert smallest
     for one, other in smallest:

@@ -43,11 +43,14 @@ def test_the_taps_of_plain_networks_are_their_positions(architecture):
     assert [p.name for p in observe(model, SIZE).positions] == POSITIONS[architecture]
 
 
-@pytest.mark.parametrize("architecture, size, expected", [
-    ("crossvit_tiny_240", 240, {"patch_embed.1": "NLC", "blocks.1.blocks.0": "NLC"}),
-    ("mvitv2_tiny", 64, {"patch_embed": "NLC", "stages.1.blocks.0": "NLC", "stages.3": "NLC"}),
-    ("davit_tiny", 64, {"stem": "NCHW", "stages.1": "NCHW"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "architecture, size, expected",
+    [
+        ("crossvit_tiny_240", 240, {"patch_embed.1": "NLC", "blocks.1.blocks.0": "NLC"}),
+        ("mvitv2_tiny", 64, {"patch_embed": "NLC", "stages.1.blocks.0": "NLC", "stages.3": "NLC"}),
+        ("davit_tiny", 64, {"stem": "NCHW", "stages.1": "NCHW"}),
+    ],
+)
 def test_networks_with_several_tensors_alive_have_taps_at_their_blocks(
     architecture, size, expected
 ):
@@ -106,14 +109,17 @@ class WritesIntoABuffer(Small):
         return self.fc(out)
 
 
-@pytest.mark.parametrize("network, taps", [
-    (Small, ["input", "conv", "act", "fc"]),
-    (DependsOnTheImage, ["input", "conv", "act", "fc"]),
-    (NeedsTheImage, ["input", "conv", "act"]),
-    (Twice, ["input", "conv", "fc"]),
-    (ReturnsAPair, ["input", "conv", "both", "fc"]),
-    (WritesIntoABuffer, ["input", "conv", "fc"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "network, taps",
+    [
+        (Small, ["input", "conv", "act", "fc"]),
+        (DependsOnTheImage, ["input", "conv", "act", "fc"]),
+        (NeedsTheImage, ["input", "conv", "act"]),
+        (Twice, ["input", "conv", "fc"]),
+        (ReturnsAPair, ["input", "conv", "both", "fc"]),
+        (WritesIntoABuffer, ["input", "conv", "fc"]),
+    ],
+)
 def test_a_tap_is_a_module_that_is_called_once_and_returns_one_tensor(network, taps):
     model = network().eval()
     positions = observe(model, (3, 10, 10)).positions

@@ -18,8 +18,15 @@ from pnc_cli.placement.study import FEWEST, SOME, Study
 @pytest.fixture(scope="module")
 def given(pair):
     source, target = load_network(pair.source), load_network(pair.target)
-    task = gather(source, target, parse_classes(pair.new, source, target), open_images(str(pair.train)),
-                  limit=10, originals=True, seed=0)  # fmt: skip
+    task = gather(
+        source,
+        target,
+        parse_classes(pair.new, source, target),
+        open_images(str(pair.train)),
+        limit=10,
+        originals=True,
+        seed=0,
+    )
     return task, make_grid(source, target, ["layer1"], ["layer1"])
 
 
@@ -67,7 +74,7 @@ def test_a_search_looks_at_some_of_very_many_originals(given, monkeypatch):
     assert torch.bincount(study.task.ids).tolist() == [6] * (2 + task.new)
     [some] = study.score_pairs()
     assert some.average_accuracy is not None
-    costs = lambda c: (c.parameters, c.macs, c.bytes)  # noqa: E731
+    costs = lambda c: (c.parameters, c.macs, c.bytes)
     assert costs(some) == costs(all_of_them)  # the join will tell all of them apart
     assert SOME >= 10 and FEWEST > 4  # few classes are all looked at, as they ever were
     assert subset(task, 6, held_out_every=2).originals == task.originals
@@ -79,8 +86,11 @@ def test_a_clone_whose_features_do_not_fit_is_learned_from_some(given, monkeypat
     candidate = Study.of(task, grid, 0).score_pairs()[0]
     whole, _ = make_clone(task, grid, candidate, Recipe("c", 1, 0))
     seen = []
-    monkeypatch.setattr(cloning, "make_branch", lambda part, *a, **k: seen.append(part) or
-                        make_branch(part, *a, **k))  # fmt: skip
+    monkeypatch.setattr(
+        cloning,
+        "make_branch",
+        lambda part, *a, **k: seen.append(part) or make_branch(part, *a, **k),
+    )
     elements = sum(p.layout.elements for p in grid.pairs[0])
     room = 26
     monkeypatch.setattr(cloning, "MEMORY", 4 * elements * room)

@@ -18,9 +18,14 @@ from pnc_cli.placement.grid import make_grid
 CLONE = ["--limit-per-class", "6", "--epochs", "1", "--json"]
 
 
-@pytest.mark.parametrize("kind, shape, expected", [
-    ("NCHW", (4, 9, 6), (4, 6, 4)), ("NHWC", (9, 6, 4), (6, 4, 4)), ("NCHW", (4, 1, 1), (4, 1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, shape, expected",
+    [
+        ("NCHW", (4, 9, 6), (4, 6, 4)),
+        ("NHWC", (9, 6, 4), (6, 4, 4)),
+        ("NCHW", (4, 1, 1), (4, 1, 1)),
+    ],
+)
 def test_a_map_has_other_resolutions(kind, shape, expected):
     grid = shape[1:] if kind == "NCHW" else shape[:2]
     layout = Layout(kind, shape, grid)
@@ -52,8 +57,23 @@ def test_macs_are_those_of_a_network_that_reads_so_small_an_image(pair, position
 
 
 def test_the_command_clones_at_a_resolution_and_the_clone_says_so(made, tmp_path):
-    ran = pnc_forked("clone", made.source, made.target, "--data", made.train, "--tap", "layer1", "--cut",
-                     "layer1", "--resolution", "0.5", "-o", "c.safetensors", *CLONE, cwd=tmp_path)  # fmt: skip
+    ran = pnc_forked(
+        "clone",
+        made.source,
+        made.target,
+        "--data",
+        made.train,
+        "--tap",
+        "layer1",
+        "--cut",
+        "layer1",
+        "--resolution",
+        "0.5",
+        "-o",
+        "c.safetensors",
+        *CLONE,
+        cwd=tmp_path,
+    )
     assert ran.code == 0, ran.err
     m = ran.json["manifest"]
     assert m["cut"]["shape"] == [8, 4, 4] and m["cut"]["grid"] == [4, 4]
@@ -98,8 +118,20 @@ def test_tokens_are_refused(made, tmp_path):
         tmp_path / "vit.safetensors", model, "test_vit", ["yellow", "purple"], img_size=32
     )
     draw_folder(tmp_path / "data", ["red", "yellow", "purple"], 5)
-    ran = pnc_forked("search", "vit.safetensors", made.target, "--data", "data", "--tap", "layer1", "--cut",
-                     "blocks.0", "--resolution", "0.5", cwd=tmp_path)  # fmt: skip
+    ran = pnc_forked(
+        "search",
+        "vit.safetensors",
+        made.target,
+        "--data",
+        "data",
+        "--tap",
+        "layer1",
+        "--cut",
+        "blocks.0",
+        "--resolution",
+        "0.5",
+        cwd=tmp_path,
+    )
     assert ran.code == 4 and "at resolution 0.5" in ran.err and "--resolution" in ran.err
     grid = make_grid(load_network(tmp_path / "vit.safetensors"), load_network(made.target))
     with pytest.raises(Incompatible, match="NLC"):

@@ -22,17 +22,36 @@ from pnc_cli.placement.study import RECOVERED, Study
 
 
 def candidate(score, *, tap="a", cut="b", share=1.0, resolution=1.0, macs=1):
-    return Candidate(tap=tap, cut=cut, share=share, resolution=resolution, score=score, branch_accuracy=1.0,
-                     joint_accuracy=None, average_accuracy=None, locality=None, fit=1.0, parameters=1,
-                     macs=macs, bytes=1)  # fmt: skip
+    return Candidate(
+        tap=tap,
+        cut=cut,
+        share=share,
+        resolution=resolution,
+        score=score,
+        branch_accuracy=1.0,
+        joint_accuracy=None,
+        average_accuracy=None,
+        locality=None,
+        fit=1.0,
+        parameters=1,
+        macs=macs,
+        bytes=1,
+    )
 
 
 @pytest.fixture(scope="module")
 def studied(pair):
     """A study of the pair's task on the positions after the image and after two stages."""
     source, target = load_network(pair.source), load_network(pair.target)
-    task = gather(source, target, parse_classes(pair.new, source, target), open_images(str(pair.train)),
-                  limit=10, originals=True, seed=0)  # fmt: skip
+    task = gather(
+        source,
+        target,
+        parse_classes(pair.new, source, target),
+        open_images(str(pair.train)),
+        limit=10,
+        originals=True,
+        seed=0,
+    )
     grid = make_grid(source, target, ["maxpool", "layer1"], ["maxpool", "layer1", "layer2"])
     return SimpleNamespace(task=task, grid=grid, study=Study.of(task, grid, seed=0))
 
@@ -99,8 +118,11 @@ def test_the_best_guesses_are_refined_until_the_best_is_none(monkeypatch):
     found = searching._tried_out(SimpleNamespace(), [*guesses, alike], lambda *a: None)
     assert asked == ["a", "b"]  # a's other share goes with a; 0.65 is ahead of the guess of 0.6
     assert [(c.tap, c.share, c.score) for c in found] == [
-        ("b", 0.5, 0.65), ("c", 0.5, 0.6), ("a", 0.5, 0.5), ("a", 0.4, 0.49)
-    ]  # fmt: skip
+        ("b", 0.5, 0.65),
+        ("c", 0.5, 0.6),
+        ("a", 0.5, 0.5),
+        ("a", 0.4, 0.49),
+    ]
     asked.clear()
     whole = candidate(0.8, tap="w")
     found = searching._tried_out(SimpleNamespace(), [*guesses, whole], lambda *a: None)
@@ -151,7 +173,7 @@ def test_what_a_budget_leaves_for_a_module(studied):
     [c] = study.score_shares(place, [0.5])
     beside, inf = study.beside(place), float("inf")
     module = c.parameters - beside.parameters
-    most = lambda *room: searching._limited(study, c, Amounts(*room)).most_parameters  # noqa: E731
+    most = lambda *room: searching._limited(study, c, Amounts(*room)).most_parameters
     assert most(c.macs, inf, inf) == 0
     assert most(c.macs, beside.parameters + 1.5 * module, inf) == int(1.5 * module)
     assert most(inf, inf, c.bytes) == module

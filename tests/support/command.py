@@ -29,9 +29,13 @@ class Ran:
 def pnc(*args, cwd, env=(), stdin=b"", preexec=None):
     """Runs ``python -m pnc_cli ARGS`` in the folder ``cwd``."""
     ran = subprocess.run(
-        [*COMMAND, *map(str, args)], cwd=cwd, env={**ENVIRONMENT, **dict(env)}, input=stdin,
-        capture_output=True, preexec_fn=preexec,
-    )  # fmt: skip
+        [*COMMAND, *map(str, args)],
+        cwd=cwd,
+        env={**ENVIRONMENT, **dict(env)},
+        input=stdin,
+        capture_output=True,
+        preexec_fn=preexec,
+    )
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 

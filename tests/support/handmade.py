@@ -64,13 +64,21 @@ def make_manifest(target, tensors, *, name="frogs", labels=("frog",), target_lab
 
     def network(architecture, names, digests, file_sha256):
         return m.NetworkRef(
-            architecture=architecture, model_args={}, num_classes=len(names),
-            label_names=list(names), file_sha256=file_sha256, tensors_sha256=combined_sha256(digests),
+            architecture=architecture,
+            model_args={},
+            num_classes=len(names),
+            label_names=list(names),
+            file_sha256=file_sha256,
+            tensors_sha256=combined_sha256(digests),
             preprocessing=m.Preprocessing(
-                input_size=(3, 32, 32), interpolation="bicubic", crop_pct=1.0, crop_mode="center",
-                mean=[0.5] * 3, std=[0.5] * 3,
+                input_size=(3, 32, 32),
+                interpolation="bicubic",
+                crop_pct=1.0,
+                crop_mode="center",
+                mean=[0.5] * 3,
+                std=[0.5] * 3,
             ),
-        )  # fmt: skip
+        )
 
     def features(position):
         return m.Features(position=position, kind="NCHW", shape=(4, 8, 8), grid=(8, 8), prefix=0)
@@ -94,12 +102,17 @@ def make_manifest(target, tensors, *, name="frogs", labels=("frog",), target_lab
         join=m.Join(kind="one-sided-gate", target_features=4, branch_features=4, parameters=1),
         method=m.Method(seed=0, epochs=0, share=1.0, images_per_class={}, original_images=0),
         measured=m.Measured(
-            images=0, branch_accuracy=None, source_accuracy=None, original_accuracy=None,
-            clone_accuracy=None, joint_accuracy=None, locality=None,
+            images=0,
+            branch_accuracy=None,
+            source_accuracy=None,
+            original_accuracy=None,
+            clone_accuracy=None,
+            joint_accuracy=None,
+            locality=None,
         ),
         cost=m.Cost(parameters=1, macs=1, target_parameters=1, target_macs=1, bytes=1),
         tensors_sha256=raw_sha256(tensors),
-    )  # fmt: skip
+    )
 
 
 def clone_tensors(seed=0):
@@ -155,5 +168,7 @@ def sha256(path):
 
 def snapshot(folder):
     """Everything in ``folder``, hidden files too: path -> digest of its bytes."""
-    return {str(p.relative_to(folder)): sha256(p) if p.is_file() else None
-            for p in sorted(Path(folder).rglob("*"))}  # fmt: skip
+    return {
+        str(p.relative_to(folder)): sha256(p) if p.is_file() else None
+        for p in sorted(Path(folder).rglob("*"))
+    }

@@ -12,9 +12,13 @@ torch.set_num_threads(1)  # the networks are tiny, and the machine may be busy
 SIZE = 32
 RESNET = {"channels": [8, 8, 16, 16]}  # a resnet18 of 37,000 parameters
 COLOURS = {
-    "red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230),
-    "yellow": (230, 220, 50), "purple": (170, 50, 200), "grey": (120, 120, 120),
-}  # fmt: skip
+    "red": (220, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 60, 230),
+    "yellow": (230, 220, 50),
+    "purple": (170, 50, 200),
+    "grey": (120, 120, 120),
+}
 MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.3, 0.2]
 
 
@@ -40,9 +44,11 @@ def make_network(architecture, classes, *, seed=0, size=SIZE, **model_args):
     """An untrained network in eval mode, built with timm alone, with lively BatchNorm statistics."""
     torch.manual_seed(seed)
     model = timm.create_model(
-        architecture, num_classes=classes, pretrained_cfg_overlay={"input_size": (3, size, size)},
+        architecture,
+        num_classes=classes,
+        pretrained_cfg_overlay={"input_size": (3, size, size)},
         **model_args,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name.endswith("running_mean"):
@@ -79,10 +85,18 @@ def save_checkpoint(path, model, architecture, labels, *, size=SIZE, **model_arg
     """The network's file, and the document beside it that says what it is."""
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path)
     document = {
-        "architecture": architecture, "num_classes": len(labels), "label_names": list(labels),
+        "architecture": architecture,
+        "num_classes": len(labels),
+        "label_names": list(labels),
         "model_args": model_args,
-        "pretrained_cfg": {"input_size": [3, size, size], "interpolation": "bicubic",
-                           "crop_pct": 1.0, "crop_mode": "center", "mean": MEAN, "std": STD},
-    }  # fmt: skip
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": MEAN,
+            "std": STD,
+        },
+    }
     path.with_suffix(".json").write_text(json.dumps(document))
     return path

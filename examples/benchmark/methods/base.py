@@ -68,8 +68,11 @@ def tuned(
     if known is None:
         scores = []
         for settings in grid:
-            made = make(problem, (~problem.held_out).nonzero()[:, 0],
-                        {**settings, "epochs": max(1, epochs // 2)})  # fmt: skip
+            made = make(
+                problem,
+                (~problem.held_out).nonzero()[:, 0],
+                {**settings, "epochs": max(1, epochs // 2)},
+            )
             scores.append(held_out_average(problem, made))
         known = grid[max(range(len(grid)), key=scores.__getitem__)]
     tuning = clock.passed()
@@ -105,6 +108,6 @@ def predictor(problem: Problem, model: nn.Module) -> Callable[[Split], Tensor]:
     return lambda split: logits(model, split.target, how)
 
 
-def size(tensors) -> int:  # noqa: ANN001 - any iterable of tensors
+def size(tensors) -> int:
     """Bytes."""
     return sum(t.numel() * t.element_size() for t in tensors)

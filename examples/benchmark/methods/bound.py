@@ -16,9 +16,18 @@ EPOCHS = 8
 def joint_training(problem: Problem, known: Settings | None) -> Made:
     every = problem.world.images(problem.world.train, None, problem.seed)
     model = grown(problem.target, *first_rows(problem, torch.arange(len(problem.few.label))))
-    fit(model.requires_grad_(True), every.target, every.label, problem.target.ref.preprocessing,
-        lambda x, z, y: F.cross_entropy(z, y), learning_rate=1e-3, epochs=EPOCHS, seed=problem.seed,
-        flip=problem.scenario.flip, train_norms=True)  # fmt: skip
+    fit(
+        model.requires_grad_(True),
+        every.target,
+        every.label,
+        problem.target.ref.preprocessing,
+        lambda x, z, y: F.cross_entropy(z, y),
+        learning_rate=1e-3,
+        epochs=EPOCHS,
+        seed=problem.seed,
+        flip=problem.scenario.flip,
+        train_norms=True,
+    )
     return changed_in_place(problem, model.requires_grad_(False))
 
 

@@ -73,13 +73,15 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
 
     model = load(patched)
     return Made(
-        predictor(problem, model), run=model, undo=undo,
+        predictor(problem, model),
+        run=model,
+        undo=undo,
         added_parameters=sum(m.cost.parameters for m in manifests),
         added_macs=sum(m.cost.macs for m in manifests),
         bytes_shipped=sum(c.stat().st_size for c in clones),
         settings={"positions": chosen},
         shared=shared,
-    )  # fmt: skip
+    )
 
 
 def _position(c: Candidate) -> str:
@@ -92,9 +94,14 @@ def task_of(
     """What is to be cloned from source ``k``."""
     network = problem.world.sources[k]
     task = gather(
-        network, problem.target, problem.world.classes[k], problem.world.train,
-        limit=problem.scenario.images_per_class, originals=originals, seed=problem.seed,
-    )  # fmt: skip
+        network,
+        problem.target,
+        problem.world.classes[k],
+        problem.world.train,
+        limit=problem.scenario.images_per_class,
+        originals=originals,
+        seed=problem.seed,
+    )
     return task, make_grid(network, problem.target, taps, cuts)
 
 

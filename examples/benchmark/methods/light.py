@@ -36,11 +36,12 @@ def lora(problem: Problem, known: Settings | None) -> Made:
     def make(problem: Problem, index: Tensor, settings: Settings) -> Made:
         model = grown(problem.target, *first_rows(problem, index))
         places = [
-            n for n, m in model.named_modules()
+            n
+            for n, m in model.named_modules()
             if (isinstance(m, nn.Conv2d) and m.groups == 1 or isinstance(m, nn.Linear))
             and not n.startswith(problem.target.classifier[0])
             and (not isinstance(model, VisionTransformer) or n.endswith((".qkv", ".proj")))
-        ]  # fmt: skip
+        ]
         torch.manual_seed(problem.seed)
         wrapped = get_peft_model(
             model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=places)
@@ -80,8 +81,11 @@ class Modulated(nn.Module):
         super().__init__()
         head = head_of(model)
         self.model = model
-        self.names = [n for n, m in model.named_modules()
-                      if isinstance(m, (nn.Conv2d, nn.Linear)) and m not in (head.old, head.new)]  # fmt: skip
+        self.names = [
+            n
+            for n, m in model.named_modules()
+            if isinstance(m, (nn.Conv2d, nn.Linear)) and m not in (head.old, head.new)
+        ]
         self.modulators = nn.ModuleList(
             Modulator(model.get_submodule(n).weight) for n in self.names
         )
@@ -122,15 +126,17 @@ class Prompted(nn.Module):
         self.model, at = model, model.num_prefix_tokens
         self.prompts = nn.Parameter(torch.randn(PROMPTS, model.embed_dim) * 0.02)
 
-        def put_in(module, args):  # noqa: ANN001, ANN202
+        def put_in(module, args):
             x = args[0]
             return (torch.cat([x[:, :at], self.prompts.expand(len(x), -1, -1), x[:, at:]], dim=1),)
 
-        def take_out(module, args, x):  # noqa: ANN001, ANN202
+        def take_out(module, args, x):
             return torch.cat([x[:, :at], x[:, at + PROMPTS :]], dim=1)
 
-        self.hooks = [model.blocks.register_forward_pre_hook(put_in),
-                      model.blocks.register_forward_hook(take_out)]  # fmt: skip
+        self.hooks = [
+            model.blocks.register_forward_pre_hook(put_in),
+            model.blocks.register_forward_hook(take_out),
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -167,14 +173,23 @@ def macs(model: nn.Module, problem: Problem) -> int:
 
 def train_some(
     problem: Problem, model: nn.Module, extra: list[Tensor], index: Tensor, settings
-) -> None:  # noqa: ANN001
+) -> None:
     """Trains ``extra`` and the new rows by cross-entropy over all classes."""
     model.requires_grad_(False)
     for p in [*extra, *head_of(model).new.parameters()]:
         p.requires_grad_(True)
     few = problem.few
-    fit(model, few.target[index], few.label[index], problem.target.ref.preprocessing,
-        lambda x, z, y: F.cross_entropy(z, y), seed=problem.seed, flip=problem.scenario.flip, train_norms=False, **settings)  # fmt: skip
+    fit(
+        model,
+        few.target[index],
+        few.label[index],
+        problem.target.ref.preprocessing,
+        lambda x, z, y: F.cross_entropy(z, y),
+        seed=problem.seed,
+        flip=problem.scenario.flip,
+        train_norms=False,
+        **settings,
+    )
     model.requires_grad_(False)
 
 

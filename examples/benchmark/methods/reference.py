@@ -87,10 +87,13 @@ def side_by_side(how: str):
         extra = sum(t.numel() for g in gates for t in g.state_dict().values())
         macs = sum(sum(trace(n.model, n.input_size).macs.values()) for n in networks)
         return Made(
-            predict, run=SideBySide(problem), undo=lambda: _seen(problem, problem.target, problem.test, problem.test.target)[1],
-            added_parameters=sum(n.parameters for n in networks) + extra, added_macs=macs + extra,
+            predict,
+            run=SideBySide(problem),
+            undo=lambda: _seen(problem, problem.target, problem.test, problem.test.target)[1],
+            added_parameters=sum(n.parameters for n in networks) + extra,
+            added_macs=macs + extra,
             bytes_shipped=files + 4 * extra,
-        )  # fmt: skip
+        )
 
     return make
 
@@ -111,7 +114,7 @@ def _gates(problem: Problem) -> list[GaussianGate]:
     return gates
 
 
-def _seen(problem: Problem, network, split: Split, images: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+def _seen(problem: Problem, network, split: Split, images: Tensor) -> tuple[Tensor, Tensor]:
     """Pre-logits and logits of ``split``; those of the test images are kept for all seeds."""
     cache = problem.world.features if split is problem.test else problem.cache
     key = ("features", id(network), split is problem.few)

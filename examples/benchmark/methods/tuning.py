@@ -28,8 +28,9 @@ def linear_probe(problem: Problem, known: Settings | None) -> Made:
 
     def make(problem: Problem, index: Tensor, settings: Settings) -> Made:
         pre, z = (t[index] for t in problem.few_features)
-        rows = fit_rows(pre, z, problem.few.label[index], problem.old, problem.new,
-                        decay=settings["decay"])  # fmt: skip
+        rows = fit_rows(
+            pre, z, problem.few.label[index], problem.old, problem.new, decay=settings["decay"]
+        )
         model = grown(problem.target, *rows)
         return shipped_apart(problem, model, [], lambda: model)
 
@@ -89,8 +90,14 @@ def elastic(problem: Problem, known: Settings | None) -> Made:
         def penalty() -> Tensor:
             return settings["strength"] * sum((f * (p - p0).square()).sum() for p, p0, f in springs)
 
-        train_all(problem, model, index, lambda x, z, y: F.cross_entropy(z, y),
-                  {k: v for k, v in settings.items() if k != "strength"}, penalty)  # fmt: skip
+        train_all(
+            problem,
+            model,
+            index,
+            lambda x, z, y: F.cross_entropy(z, y),
+            {k: v for k, v in settings.items() if k != "strength"},
+            penalty,
+        )
         return changed_in_place(problem, model)
 
     grid = [{"learning_rate": 1e-3, "strength": s} for s in (1e2, 1e4)]
@@ -122,13 +129,22 @@ def clone_images(problem: Problem, index: Tensor) -> Tensor:
 
 def train_all(
     problem: Problem, model: nn.Module, index: Tensor, loss, settings, penalty=None
-) -> None:  # noqa: ANN001
+) -> None:
     """Trains every parameter.  Batch statistics move only where original images are seen too."""
     model.requires_grad_(True)
     few = problem.few
-    fit(model, few.target[index], few.label[index], problem.target.ref.preprocessing, loss,
-        seed=problem.seed, flip=problem.scenario.flip,
-        train_norms=bool((few.label[index] < problem.old).any()), penalty=penalty, **settings)  # fmt: skip
+    fit(
+        model,
+        few.target[index],
+        few.label[index],
+        problem.target.ref.preprocessing,
+        loss,
+        seed=problem.seed,
+        flip=problem.scenario.flip,
+        train_norms=bool((few.label[index] < problem.old).any()),
+        penalty=penalty,
+        **settings,
+    )
     model.requires_grad_(False)
 
 
@@ -145,11 +161,14 @@ def changed_in_place(problem: Problem, model: nn.Module) -> Made:
         return logits(restored, problem.test.target, problem.target.ref.preprocessing)
 
     return Made(
-        predictor(problem, model), run=model, undo=undo,
+        predictor(problem, model),
+        run=model,
+        undo=undo,
         added_parameters=sum(p.numel() for p in head.new.parameters()),
-        added_macs=head.new.weight.numel(), bytes_shipped=size(model.state_dict().values()),
+        added_macs=head.new.weight.numel(),
+        bytes_shipped=size(model.state_dict().values()),
         bytes_to_undo=size(saved.values()),
-    )  # fmt: skip
+    )
 
 
 def shipped_apart(
@@ -165,11 +184,13 @@ def shipped_apart(
     rows = list(head_of(model).new.parameters())
     how = problem.target.ref.preprocessing
     return Made(
-        predictor(problem, model), run=model,
+        predictor(problem, model),
+        run=model,
         undo=lambda: logits(taken_off(), problem.test.target, how)[:, : problem.old],
-        added_parameters=sum(p.numel() for p in rows), added_macs=rows[0].numel() + macs,
+        added_parameters=sum(p.numel() for p in rows),
+        added_macs=rows[0].numel() + macs,
         bytes_shipped=size(rows) + size(extra),
-    )  # fmt: skip
+    )
 
 
 def _plain(name: str) -> str:
