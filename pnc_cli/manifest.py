@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -235,6 +236,34 @@ class Patched(_Strict):
     clones: list[Manifest]
 
 
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a part of the source is attached, and how much of it: what candidates are told apart by."""
+
+    tap: str  # position in the target
+    cut: str  # position in the source
+    share: float = 1.0  # of the module's cost
+    resolution: float = 1.0  # of the cut's grid, along each axis
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the module is left out."""
+        return (self.share, self.resolution) == (1.0, 1.0)
+
+    @property
+    def pair(self) -> Place:
+        """The same positions with all of the module, at full resolution."""
+        return Place(self.tap, self.cut)
+
+    @property
+    def dense(self) -> Place:
+        """The same positions and resolution with all of the module's channels."""
+        return replace(self, share=1.0)
+
+    def with_share(self, share: float) -> Place:
+        return replace(self, share=share)
+
+
 class Candidate(_Strict):
     """One (tap, cut, share, resolution) of a search, with what it gives and what it costs."""
 
@@ -252,6 +281,10 @@ class Candidate(_Strict):
     bytes: Natural
     most_parameters: Natural = 0  # that a budget leaves for the copied part; 0: no limit
     resolution: float = 1.0  # of the cut's grid, along each axis
+
+    @property
+    def place(self) -> Place:
+        return Place(self.tap, self.cut, self.share, self.resolution)
 
     @property
     def kept(self) -> str:

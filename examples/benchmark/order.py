@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
-from pnc_cli.branch.make import fit_join
-from pnc_cli.branch.pair import Grid
+from pnc_cli.branch.make import Evidence, fit_join
+from pnc_cli.branch.material import Material
 from pnc_cli.branch.recipe import make_branch, run_module
 from pnc_cli.branch.refine import EPOCHS
 from pnc_cli.branch.score import score
 from pnc_cli.branch.task import Task
 from pnc_cli.data import spread
 from pnc_cli.manifest import Candidate
-from pnc_cli.network.features import source_features, target_features
+from pnc_cli.network.features import target_features
+from pnc_cli.placement.grid import Grid
 from pnc_cli.placement.search import search, worth
 from pnc_cli.placement.study import Study
 
@@ -69,16 +70,15 @@ def main() -> None:
 
 def refined(problem: Problem, task: Task, grid: Grid, c: Candidate) -> tuple[float, float]:
     """Average and branch accuracy on the test images of the clone of ``c``."""
-    tap, cut, test = grid.target.position(c.tap), grid.source.position(c.cut), problem.test
-    target_pre, z_t, taps = target_features(task.target, task.images.views[0], [tap.name])
-    _, cuts = source_features(task.source, task.images.views[1], [cut])
+    test, material = problem.test, Material.of(task, grid, [c.tap], [c.cut])
     branch = make_branch(
-        task, grid, c, taps[tap.name], cuts[cut.name], epochs=None, seed=problem.seed
+        material, c.place, passes=None, seed=problem.seed, most_parameters=c.most_parameters
     )
-    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
-    join = fit_join(task, grid, [target_pre, pre, z_t, z_b], torch.ones_like(task.held_out))
-    test_pre, test_z, test_taps = target_features(task.target, test.target, [tap.name])
-    pre, z_b = run_module(branch.module, test_taps[tap.name], branch.adapter)
+    pre, z_b = run_module(branch.module, material.tap(c.place), branch.adapter)
+    evidence = Evidence(material.target_pre, pre, material.z_t, z_b)
+    join = fit_join(task, grid, evidence, torch.ones_like(task.held_out))
+    test_pre, test_z, test_taps = target_features(task.target, test.target, [c.tap])
+    pre, z_b = run_module(branch.module, test_taps[c.tap], branch.adapter)
     s = score(test_z, join(test_pre, pre, test_z, z_b), test.label)
     return s.average, s.branch
 

@@ -61,10 +61,10 @@ def run_pair(source_file: Path, target_file: Path, folder: Path, *, share: float
     source, target = load_network(source_file), load_network(target_file)
     taps = _every_tap(target)
     grid = make_grid(source, target, [middle(taps).name], [_middle_cut(source)])
-    [(tap, cut)] = grid.pairs
+    [place] = grid.places
     candidate = Candidate(
-        tap=tap.name,
-        cut=cut.name,
+        tap=place.tap,
+        cut=place.cut,
         share=share,
         score=0,
         branch_accuracy=None,
@@ -89,7 +89,7 @@ def run_pair(source_file: Path, target_file: Path, folder: Path, *, share: float
     _check(digests == target.digests, "the target's tensors are its own, byte for byte")
     _check_logits(patched, target)
     whole, kept = _check_slices(clone, source_file, manifest)
-    return Pair(tap.name, cut.name, len(taps), round(1 - kept / whole, 3))
+    return Pair(place.tap, place.cut, len(taps), round(1 - kept / whole, 3))
 
 
 def _every_tap(target: Network) -> list:

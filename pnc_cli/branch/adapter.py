@@ -83,24 +83,25 @@ def summary(grid: Tensor, prefix: Tensor | None) -> Tensor:
 
 @dataclass
 class Regression:
-    """Sums for a least-squares affine map from rows x (d) to rows y (c), in float64."""
+    """Sums for a least-squares affine map from rows x (d) to rows y (c).
+
+    Products are taken in float32, a batch at a time, and added up in float64.
+    """
 
     xx: Tensor  # (d + 1, d + 1)
     xy: Tensor  # (d + 1, c)
-    yy: Tensor  # (c,)
     rows: int
 
     @classmethod
     def empty(cls, d: int, c: int) -> Regression:
-        new = lambda *s: torch.zeros(*s, dtype=torch.float64)
-        return cls(new(d + 1, d + 1), new(d + 1, c), new(c), 0)
+        xx, xy = (torch.zeros(d + 1, n, dtype=torch.float64) for n in (d + 1, c))
+        return cls(xx, xy, 0)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds rows x (n, d) and y (n, c)."""
         x = F.pad(x, (0, 1), value=1.0)
         self.xx += (x.T @ x).double().cpu()
         self.xy += (x.T @ y).double().cpu()
-        self.yy += y.square().sum(0).double().cpu()
         self.rows += len(x)
 
     def solve(self, strength: float) -> tuple[Tensor, Tensor]:
@@ -169,7 +170,7 @@ def ridge(
             patches, wanted = patches[:, :, drawn], wanted[:, :, drawn]
         cells.add(patches.transpose(1, 2).flatten(0, 1), wanted.transpose(1, 2).flatten(0, 1))
         for sums, (_, y) in zip(tokens, maps):
-            if sums is not None:
+            if sums is not None and y is not None:
                 sums.add(summary(grid, prefix), y.flatten(1))
     weight, bias = cells.solve(strength)
     with torch.no_grad():

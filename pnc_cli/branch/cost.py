@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
-
-from ..channels.groups import weight_cells
-from ..manifest import Candidate
+from ..manifest import Candidate, Place
 from ..network.part import Module
-from ..network.position import Position
 from .adapter import Adapter
 from .modulation import identity
-from .pair import Grid
+from .pair import Pair
 from .task import Task
 
 
@@ -27,17 +23,17 @@ class Amounts(NamedTuple):
     def of(cls, candidate: Candidate) -> Amounts:
         return cls(candidate.macs, candidate.parameters, candidate.bytes)
 
-    def __add__(self, other: Amounts) -> Amounts:
+    def plus(self, other: Amounts) -> Amounts:
         return Amounts(*(a + b for a, b in zip(self, other)))
 
     def within(self, room: Amounts) -> bool:
         return all(adds <= limit for adds, limit in zip(self, room))
 
 
-def of_module(grid: Grid, cut: Position, dense: Module, module: Module, example: Tensor) -> Amounts:
-    """What ``module`` adds, a pruned copy of ``dense``; arguments as for :func:`module_macs`."""
+def of_module(pair: Pair, place: Place, columns: list[int], module: Module) -> Amounts:
+    """What ``module`` adds, a share of the part after the place's cut for the classes ``columns``."""
     return Amounts(
-        module_macs(grid, cut, dense, module, example),
+        module_macs(pair, place, columns, module),
         sum(p.numel() for p in module.parameters()),
         sum(t.numel() * t.element_size() for t in module.part.state_dict().values()),
     )
@@ -52,15 +48,13 @@ def beside_module(adapter: Adapter, module: Module, task: Task, width: int) -> A
     return Amounts(adapter.macs + join, numbers, 4 * numbers)
 
 
-def module_macs(grid: Grid, cut: Position, dense: Module, module: Module, example: Tensor) -> int:
-    """MACs per image of ``module``, a pruned copy of ``dense``, the part after ``cut``, at the
-    resolution of ``cut``; ``example`` is a feature at its full one.
+def module_macs(pair: Pair, place: Place, columns: list[int], module: Module) -> int:
+    """MACs per image of ``module``, a share of the part after the place's cut, at its resolution.
 
     What is no layer's (attention) is counted as it is at full resolution, which is too much.
     """
-    full = grid.source.position(cut.name)
-    before = weight_cells(dense.part, example)
-    now = weight_cells(dense.part, grid.resampled(cut, example))
-    whole, after = dict(grid.source.root.state_dict()), module.part.state_dict()
+    before = pair.cells(Place(place.tap, place.cut), columns)
+    now = pair.cells(place, columns)
+    whole, after = dict(pair.source.root.state_dict()), module.part.state_dict()
     saved = sum(whole[n].numel() * before[n] - after[n].numel() * now[n] for n in before)
-    return grid.source.macs_after(full) - saved
+    return pair.source.macs_after(pair.source.position(place.cut)) - saved

@@ -19,6 +19,7 @@ below zero is silent.  What differs is how g is told, and how it is fitted:
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 class Join(nn.Module):
     """Shapes: target pre-logits (B, D_T), branch pre-logits (B, D_B), logits (B, C)."""
+
+    kind: ClassVar[Literal["gaussian-gate", "one-sided-gate"]]
 
     def gate(self, target_pre: Tensor, branch_pre: Tensor, z_t: Tensor, z_b: Tensor) -> Tensor:
         """Log-odds of new against old, (B,)."""
@@ -44,13 +47,16 @@ class GaussianGate(Join):
     """
 
     kind = "gaussian-gate"
+    weight: Tensor  # (old + new, D)
+    bias: Tensor
+    calibration: Tensor  # slope, offset
 
     def __init__(self, features: int, old: int, new: int) -> None:
         super().__init__()
         self.old = old
         self.register_buffer("weight", torch.zeros(old + new, features))
         self.register_buffer("bias", torch.zeros(old + new))
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # slope, offset
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
 
     def gate(self, target_pre, branch_pre, z_t, z_b):
         s = F.linear(torch.cat([target_pre, branch_pre], dim=1), self.weight, self.bias)
@@ -67,6 +73,10 @@ class OneSidedGate(Join):
     """
 
     kind = "one-sided-gate"
+    mean_weight: Tensor  # (D_B,)
+    mean_bias: Tensor
+    slope: Tensor
+    offset: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()

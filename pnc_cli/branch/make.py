@@ -1,8 +1,8 @@
-"""Making a clone: from a task and a position to tensors and manifest."""
+"""Making a clone: from a task and a candidate to tensors and manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import timm
@@ -13,8 +13,9 @@ from .. import __version__
 from ..data import Progress, batches, no_progress, spread
 from ..files.clone_file import RawTensor, raw_sha256
 from ..files.opened import open_checkpoint
+from ..limits import LIMITS, Limits
+from ..manifest import Adapter as AdapterInfo
 from ..manifest import (
-    CLONE_SCHEMA,
     Candidate,
     CloneClass,
     Cost,
@@ -22,9 +23,7 @@ from ..manifest import (
     Manifest,
     Measured,
     Method,
-    ModuleTensor,
 )
-from ..manifest import Adapter as AdapterInfo
 from ..manifest import Join as JoinInfo
 from ..network.features import BATCH, source_features, target_features
 from ..network.head import mean_logit
@@ -33,13 +32,12 @@ from ..network.part import slice_tensor
 from ..network.position import Position
 from ..network.tensors import raw_tensor, read_tensors
 from .join import Join, fit_gaussian, fit_one_sided
+from .material import Material
 from .modulation import PREFIX, layers_of
-from .pair import Grid
+from .pair import Pair, Slices
 from .recipe import Branch, make_branch, run_module
 from .score import rounded, score, share
 from .task import Task, kept
-
-MEMORY = 4 << 30  # bytes of features of a clone's images at tap and cut, at most
 
 
 @dataclass(frozen=True)
@@ -51,28 +49,44 @@ class Recipe:
     seed: int
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a join is fitted to, of N images: the pre-logits (N, D) and logits (N, C) of the target
+    and of the branch."""
+
+    target_pre: Tensor
+    pre: Tensor
+    z_t: Tensor
+    z_b: Tensor
+
+    def of(self, which: Tensor) -> Evidence:
+        """Of the images that ``which`` (N,) marks."""
+        return Evidence(*(t[which] for t in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.target_pre, self.pre, self.z_t, self.z_b
+
+
 def make_clone(
     task: Task,
-    grid: Grid,
+    pair: Pair,
     candidate: Candidate,
     recipe: Recipe,
     *,
+    limits: Limits = LIMITS,
     progress: Progress = no_progress,
 ) -> tuple[Manifest, dict[str, RawTensor]]:
     """Makes the clone of ``candidate``.
 
-    The adapter is fitted and refined on the images that are not held out; then the join is
-    fitted on those, the figures are measured on the held-out images, and the join that ships is
-    fitted on all.
+    The branch is made from the images that are not held out; then the join is fitted on those, the
+    figures are measured on the held-out images, and the join that ships is fitted on all.
     """
     torch.manual_seed(recipe.seed)
-    tap, cut = grid.target.position(candidate.tap), grid.cut(candidate)
-    branch, evidence = _branch_of(task, grid, candidate, recipe, progress)
-    source_logits, _ = source_features(task.source, task.images.views[1][task.judged])
-    measured = _measure(
-        task, fit_join(task, grid, evidence, ~task.held_out), evidence, source_logits.cpu()
-    )
-    join = fit_join(task, grid, evidence, torch.ones_like(task.held_out))
+    branch, evidence = _branch_of(task, pair, candidate, recipe, limits, progress)
+    join = fit_join(task, pair, evidence, ~task.held_out)
+    measured = _measure(task, join, evidence)
+    join = fit_join(task, pair, evidence, torch.ones_like(task.held_out))
     learned = {
         **branch.adapter.state_dict(),
         **{PREFIX + n: t for n, t in branch.modulation.items()},
@@ -84,87 +98,63 @@ def make_clone(
     }
     tensors = {f"{part}.{n}": raw_tensor(t) for part, own in parts.items() for n, t in own.items()}
     manifest = Manifest(
-        schema=CLONE_SCHEMA,
+        schema="pnc.clone/1",
         name=recipe.name,
         versions={"pnc": __version__, "timm": timm.__version__, "torch": str(torch.__version__)},
         source=task.source.ref,
         target=task.target.ref,
         target_tensors={n: str(d) for n, d in task.target.digests.items()},
-        tap=Features.at_position(tap.name, tap.layout),
-        cut=Features.at_position(cut.name, cut.layout),
-        classes=[
-            CloneClass(
-                name=c.name, source_name=c.source_name, source_index=c.source_index, position=k
-            )
-            for k, c in enumerate(task.classes)
-        ],
+        tap=_features(pair.tap(candidate.place)),
+        cut=_features(pair.cut(candidate.place)),
+        classes=_classes(task),
         module=branch.kept,
-        columns=branch.module.columns.tolist(),
-        adapter=AdapterInfo(
-            kind="conv",
-            kernel=branch.adapter.kernel,
-            modulation=layers_of(branch.modulation),
-            parameters=_size(learned),
-        ),
-        join=JoinInfo(
-            kind=join.kind,
-            target_features=evidence[0].shape[1],
-            branch_features=evidence[1].shape[1],
-            parameters=_size(join.state_dict()),
-        ),
-        method=Method(
-            seed=recipe.seed,
-            epochs=branch.epochs,
-            share=candidate.share,
-            images_per_class=_counts(task),
-            original_images=int((~task.is_new).sum()),
-        ),
+        columns=branch.module.classes,
+        adapter=_adapter_info(branch, learned),
+        join=_join_info(join, evidence),
+        method=_method(task, candidate, recipe, branch),
         measured=measured,
-        cost=Cost(
-            parameters=branch.parameters + _size(join.state_dict()),
-            macs=branch.macs + _size(join.state_dict()),
-            target_parameters=task.target.parameters,
-            target_macs=sum(grid.target.macs.values()),
-            bytes=sum(len(t.data) for t in tensors.values()),
-        ),
+        cost=_cost(task, pair, branch, join, tensors),
         tensors_sha256=raw_sha256(tensors),
     )
     return manifest, tensors
 
 
 def _branch_of(
-    task: Task, grid: Grid, candidate: Candidate, recipe: Recipe, progress: Progress
-) -> tuple[Branch, list[Tensor]]:
-    """The branch, made from as many images as memory allows, and :func:`evidence_of` all."""
-    tap, cut = grid.target.position(candidate.tap), grid.source.position(candidate.cut)
-    part = _that_fit(task, tap.layout.elements + cut.layout.elements)
-    target_pre, z_t, taps = target_features(
-        task.target, part.images.views[0], [tap.name], progress=progress
-    )
-    _, cuts = source_features(task.source, part.images.views[1], [cut], progress=progress)
+    task: Task,
+    pair: Pair,
+    candidate: Candidate,
+    recipe: Recipe,
+    limits: Limits,
+    progress: Progress,
+) -> tuple[Branch, Evidence]:
+    """The branch, made from as many images as memory allows, and the evidence of all."""
+    place = candidate.place
+    elements = pair.tap(place).layout.elements + pair.source.position(place.cut).layout.elements
+    part = _that_fit(task, elements, limits)
+    material = Material.of(part, pair, [place.tap], [place.cut], progress=progress)
     branch = make_branch(
-        part,
-        grid,
-        candidate,
-        taps[tap.name],
-        cuts[cut.name],
-        epochs=recipe.epochs,
+        material,
+        place,
+        passes=recipe.epochs,
         seed=recipe.seed,
+        most_parameters=candidate.most_parameters,
+        limits=limits,
         progress=progress,
     )
     if part is not task:
-        return branch, evidence_of(task, tap, branch, progress)
-    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
-    return branch, [t.cpu() for t in (target_pre, pre, z_t, z_b)]
+        return branch, evidence_of(task, place.tap, branch, progress)
+    pre, z_b = run_module(branch.module, material.tap(place), branch.adapter)
+    found = (material.target_pre, pre, material.z_t, z_b)
+    return branch, Evidence(*(t.cpu() for t in found))
 
 
-def _that_fit(task: Task, elements: int) -> Task:
-    """The task on as many images as ``MEMORY`` holds the features of, so many ``elements`` each,
+def _that_fit(task: Task, elements: int, limits: Limits) -> Task:
+    """The task on as many images as memory holds the features of, so many ``elements`` each,
     half of them clone images: the task itself, unless it has very many or large ones."""
-    most = int(MEMORY / (4 * elements))
-    old, new = (mask.nonzero()[:, 0] for mask in (~task.is_new, task.is_new))
+    most = int(limits.clone_features / (4 * elements))
     if len(task.ids) <= most:
         return task
+    old, new = (mask.nonzero()[:, 0] for mask in (~task.is_new, task.is_new))
     few = min(len(new), max(most // 2, most - len(old)))
     keep = torch.zeros_like(task.held_out)
     keep[new[spread(len(new), few)]] = True
@@ -173,30 +163,28 @@ def _that_fit(task: Task, elements: int) -> Task:
 
 
 def evidence_of(
-    task: Task, tap: Position, branch: Branch, progress: Progress = no_progress
-) -> list[Tensor]:
-    """[target pre-logits, branch pre-logits, z_T, z_B] of all images, the features at the tap of a
-    batch at a time."""
+    task: Task, tap: str, branch: Branch, progress: Progress = no_progress, batch: int = BATCH
+) -> Evidence:
+    """The evidence of all images, the features at the tap of a batch at a time."""
     found = []
-    for part in batches(len(task.ids), BATCH):
+    for part in batches(len(task.ids), batch):
         progress("answers of target and branch", part.start, len(task.ids))
-        target_pre, z_t, taps = target_features(task.target, task.images.views[0][part], [tap.name])
-        pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
+        target_pre, z_t, taps = target_features(task.target, task.pixels.views[0][part], [tap])
+        pre, z_b = run_module(branch.module, taps[tap], branch.adapter)
         found.append([t.cpu() for t in (target_pre, pre, z_t, z_b)])
     progress("answers of target and branch", len(task.ids), len(task.ids))
-    return [torch.cat(tensors) for tensors in zip(*found)]
+    return Evidence(*(torch.cat(tensors) for tensors in zip(*found)))
 
 
-def fit_join(task: Task, grid: Grid, evidence: Sequence[Tensor], fit: Tensor) -> Join:
-    """The join from the images selected by ``fit`` (N,); ``evidence`` is [target pre-logits,
-    branch pre-logits, z_T, z_B]."""
-    target_pre, pre, z_t, z_b = (t[fit] for t in evidence)
+def fit_join(task: Task, pair: Pair, evidence: Evidence, fit: Tensor) -> Join:
+    """The join from the images that ``fit`` (N,) marks."""
+    target_pre, pre, z_t, z_b = evidence.of(fit).tensors
     if task.old:
         return fit_gaussian(torch.cat([target_pre, pre], dim=1), task.ids[fit], task.old, task.new)
-    return fit_one_sided(pre, z_t, z_b, mean_logit(grid.source, grid.head), task.levels)
+    return fit_one_sided(pre, z_t, z_b, mean_logit(pair.source, pair.head), task.levels)
 
 
-def copied(source: Network, kept: dict[str, ModuleTensor]) -> dict[str, Tensor]:
+def copied(source: Network, kept: Slices) -> dict[str, Tensor]:
     """The module's tensors, sliced out of the source's file: its very numbers, in its types."""
     checkpoint = open_checkpoint(source.path)
     wanted = {n: checkpoint.weights[n] for n in kept}
@@ -204,17 +192,20 @@ def copied(source: Network, kept: dict[str, ModuleTensor]) -> dict[str, Tensor]:
     return {n: slice_tensor(t, kept[n]) for n, t in tensors.items()}
 
 
-def _measure(task: Task, join: Join, evidence: Sequence[Tensor], source_logits: Tensor) -> Measured:
-    """``source_logits`` are of the judged images alone."""
+# what the manifest says of it -----------------------------------------------------------------------
+
+
+def _measure(task: Task, join: Join, evidence: Evidence) -> Measured:
     judged = task.judged
-    target_pre, pre, z_t, z_b = (t[judged] for t in evidence)
+    target_pre, pre, z_t, z_b = evidence.of(judged).tensors
     scores = score(z_t, join(target_pre, pre, z_t, z_b), task.label_index[judged])
+    source_logits, _ = source_features(task.source, task.pixels.views[1][judged])
+    answers = source_logits[:, task.columns].cpu().argmax(1)
     new = task.is_new[judged]
-    source_right = source_logits[:, task.columns].argmax(1) == task.ids[judged] - task.old
     return Measured(
         images=int(judged.sum()),
         branch_accuracy=rounded(scores.branch),
-        source_accuracy=rounded(share(source_right[new])),
+        source_accuracy=rounded(share((answers == task.ids[judged] - task.old)[new])),
         original_accuracy=rounded(scores.original),
         clone_accuracy=rounded(scores.clone),
         joint_accuracy=rounded(scores.joint),
@@ -222,10 +213,58 @@ def _measure(task: Task, join: Join, evidence: Sequence[Tensor], source_logits: 
     )
 
 
-def _counts(task: Task) -> dict[str, int]:
+def _features(position: Position) -> Features:
+    return Features.at_position(position.name, position.layout)
+
+
+def _classes(task: Task) -> list[CloneClass]:
+    return [
+        CloneClass(name=c.name, source_name=c.source_name, source_index=c.source_index, position=k)
+        for k, c in enumerate(task.classes)
+    ]
+
+
+def _adapter_info(branch: Branch, learned: Mapping[str, Tensor]) -> AdapterInfo:
+    return AdapterInfo(
+        kind="conv",
+        kernel=branch.adapter.kernel,
+        modulation=layers_of(branch.modulation),
+        parameters=_size(learned),
+    )
+
+
+def _join_info(join: Join, evidence: Evidence) -> JoinInfo:
+    return JoinInfo(
+        kind=join.kind,
+        target_features=evidence.target_pre.shape[1],
+        branch_features=evidence.pre.shape[1],
+        parameters=_size(join.state_dict()),
+    )
+
+
+def _method(task: Task, candidate: Candidate, recipe: Recipe, branch: Branch) -> Method:
     names = [*task.originals, *(c.name for c in task.classes)]
-    return {n: int((task.ids == i).sum()) for i, n in enumerate(names)}
+    return Method(
+        seed=recipe.seed,
+        epochs=branch.passes,
+        share=candidate.share,
+        images_per_class={n: int((task.ids == i).sum()) for i, n in enumerate(names)},
+        original_images=int((~task.is_new).sum()),
+    )
 
 
-def _size(tensors: dict[str, Tensor]) -> int:
+def _cost(
+    task: Task, pair: Pair, branch: Branch, join: Join, tensors: Mapping[str, RawTensor]
+) -> Cost:
+    own = _size(join.state_dict())
+    return Cost(
+        parameters=branch.parameters + own,
+        macs=branch.macs + own,
+        target_parameters=task.target.parameters,
+        target_macs=pair.target_macs,
+        bytes=sum(len(t.data) for t in tensors.values()),
+    )
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
     return sum(t.numel() for t in tensors.values())

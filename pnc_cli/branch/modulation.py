@@ -16,17 +16,19 @@ any training.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..data import spread
+from ..limits import LIMITS, Limits
 from ..manifest import ModuleTensor
 from ..network.part import Module
 
 PREFIX = "modulation."  # of these tensors among the adapter's
-FUNCTIONS = {F.layer_norm: -1, F.group_norm: 1}  # and the axis of their channels
+_FUNCTION_AXES: dict[object, int] = {F.layer_norm: -1, F.group_norm: 1}  # of their channels
 
 
 def modulated_layers(part: fx.GraphModule) -> dict[str, str]:
@@ -38,13 +40,12 @@ def modulated_layers(part: fx.GraphModule) -> dict[str, str]:
     found = {}
     for n in part.graph.nodes:
         layer = None
-        if n.op == "call_module" and "Norm" in type(part.get_submodule(n.target)).__name__:
-            layer = n.target
-        elif n.op == "call_function" and n.target in FUNCTIONS:
-            weights = [a.target for a in n.all_input_nodes if a.op == "get_attr"]
-            layer = next(
-                (w.removesuffix(".weight") for w in weights if w.endswith(".weight")), None
-            )
+        if n.op == "call_module" and "Norm" in type(part.get_submodule(str(n.target))).__name__:
+            layer = str(n.target)
+        elif n.op == "call_function" and n.target in _FUNCTION_AXES:
+            given = [str(a.target) for a in n.all_input_nodes if a.op == "get_attr"]
+            weights = [name for name in given if name.endswith(".weight")]
+            layer = weights[0].removesuffix(".weight") if weights else None
         if layer is not None and _is_affine(part.get_submodule(layer)):
             found[n.name] = layer
     runs = list(found.values())
@@ -55,7 +56,7 @@ def identity(part: fx.GraphModule) -> dict[str, Tensor]:
     """The modulation that changes nothing: ``<layer>.scale`` and ``<layer>.shift``, (C,) each."""
     tensors = {}
     for layer in modulated_layers(part).values():
-        weight = part.get_submodule(layer).weight
+        weight = _norm(part, layer).weight
         tensors[f"{layer}.scale"] = torch.ones_like(weight, requires_grad=False)
         tensors[f"{layer}.shift"] = torch.zeros_like(weight, requires_grad=False)
     return tensors
@@ -65,7 +66,7 @@ def modulated(part: nn.Module, modulation: Mapping[str, Tensor]) -> dict[str, Te
     """The parameters of ``part`` that ``modulation`` changes, by name; differentiable in it."""
     parameters = {}
     for layer in layers_of(modulation):
-        m, scale = part.get_submodule(layer), modulation[f"{layer}.scale"]
+        m, scale = _norm(part, layer), modulation[f"{layer}.scale"]
         parameters[f"{layer}.weight"] = m.weight * scale
         parameters[f"{layer}.bias"] = m.bias * scale + modulation[f"{layer}.shift"]
     return parameters
@@ -98,13 +99,17 @@ def layers_of(modulation: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in modulation))
 
 
+def _norm(part: nn.Module, name: str) -> nn.GroupNorm:
+    """The norm called ``name``, of whatever kind: all have a weight and a bias, as GroupNorm has."""
+    return cast(nn.GroupNorm, part.get_submodule(name))
+
+
 def _is_affine(layer: nn.Module) -> bool:
     affine = [getattr(layer, name, None) for name in ("weight", "bias")]
     return all(isinstance(p, nn.Parameter) and p.ndim == 1 for p in affine)
 
 
 RIDGE = 0.05  # of the wanted variance: pulls scales towards one
-MEMORY = 512 << 20  # bytes of recorded layer outputs, at most
 Visit = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
 
 
@@ -115,6 +120,7 @@ def fit_modulation(
     kept: Mapping[str, ModuleTensor],
     features: Tensor,
     student: Tensor,
+    limits: Limits = LIMITS,
 ) -> dict[str, Tensor]:
     """The modulation of ``module``, a copy of ``dense`` with the channels ``kept``.
 
@@ -125,7 +131,7 @@ def fit_modulation(
     if not tensors:
         return tensors
     wanted: dict[str, Tensor] = {}
-    affordable = MEMORY // max(_bytes_per_image(dense, features[:2]), 1)
+    affordable = limits.layer_outputs // max(_bytes_per_image(dense, features[:2]), 1)
     chosen = spread(len(features), max(affordable, 1))
     features, student = features[chosen], student[chosen]
 
@@ -163,12 +169,12 @@ class _Layers(fx.Interpreter):
         super().__init__(part)
         self.layers, self.visit = modulated_layers(part), visit
 
-    def run_node(self, n: fx.Node):
+    def run_node(self, n: fx.Node) -> object:
         if n.name not in self.layers:
             return super().run_node(n)
-        layer = self.module.get_submodule(self.layers[n.name])
+        layer = _norm(self.module, self.layers[n.name])
         if n.op == "call_function":
-            out, axis = super().run_node(n), FUNCTIONS[n.target]
+            out, axis = super().run_node(n), _FUNCTION_AXES[n.target]
             return _corrected(out, axis, self.visit(self.layers[n.name], _rows(out, axis)))
         (x, *_), _ = self.fetch_args_kwargs_from_env(n)
         plain = _plain(layer, x)

@@ -1,35 +1,74 @@
-"""Source and target of a clone, as the places in them where one can be cut and tapped."""
+"""Source and target of a clone, as the places in them where one can be tapped and the other cut."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from ..manifest import Candidate
+from ..channels.groups import weight_cells
+from ..manifest import ModuleTensor, Place
 from ..network.graph import Trace
 from ..network.head import Head
+from ..network.part import Module, module_after
 from ..network.position import Outline, Position
+from ..network.shapes import device_of
 from .adapter import kernel_for, resampled
+
+Slices = dict[str, ModuleTensor]  # how each tensor of a module is sliced out of the source's
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Both networks' positions, and the pairs of them to try."""
+class Pair:
+    """The target's positions, and the source's graph with where it ends."""
 
     target: Outline
     source: Trace
     head: Head
-    pairs: list[tuple[Position, Position]]
+    _parts: dict[tuple[str, tuple[int, ...]], tuple[Module, Slices]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _cells: dict[tuple[str, float], dict[str, int]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def cut(self, candidate: Candidate) -> Position:
-        """The cut of ``candidate``, at its resolution."""
-        return self.source.position(candidate.cut).at(candidate.resolution)
+    @property
+    def target_macs(self) -> int:
+        """Multiply-accumulates of the target per image."""
+        return sum(self.target.macs.values())
 
-    def resampled(self, cut: Position, features: Tensor) -> Tensor:
-        """The source's ``features`` (N, ...) at a cut, at the resolution of ``cut``."""
-        return resampled(features, self.source.position(cut.name).layout, cut.layout)
+    def tap(self, place: Place) -> Position:
+        return self.target.position(place.tap)
 
-    def kernel(self, tap: Position, cut: Position) -> int:
-        """The kernel size of the adapter between two positions."""
-        return kernel_for(tap.layout, cut.layout, self.source.macs_after(cut))
+    def cut(self, place: Place) -> Position:
+        """The place's cut, at its resolution."""
+        return self.source.position(place.cut).at(place.resolution)
+
+    def resampled(self, place: Place, features: Tensor) -> Tensor:
+        """The source's ``features`` (N, ...) at the place's cut, at its resolution."""
+        return resampled(features, self.source.position(place.cut).layout, self.cut(place).layout)
+
+    def kernel(self, place: Place) -> int:
+        """The kernel size of the place's adapter."""
+        cut = self.cut(place)
+        return kernel_for(self.tap(place).layout, cut.layout, self.source.macs_after(cut))
+
+    def part(self, cut: str, columns: Sequence[int]) -> tuple[Module, Slices]:
+        """All of the source after ``cut`` for the classes ``columns``; shared, not to be changed."""
+        key = (cut, tuple(columns))
+        if key not in self._parts:
+            position = self.source.position(cut)
+            self._parts[key] = module_after(self.source, self.head, position, list(columns))
+        return self._parts[key]
+
+    def cells(self, place: Place, columns: Sequence[int]) -> dict[str, int]:
+        """How often an image uses each weight of the part after the place's cut, at its resolution
+        (:func:`~pnc_cli.channels.groups.weight_cells`)."""
+        key = (place.cut, place.resolution)
+        if key not in self._cells:
+            dense, _ = self.part(place.cut, columns)
+            shape, device = self.cut(place).layout.shape, device_of(self.source.root)
+            self._cells[key] = weight_cells(dense.part, torch.zeros(1, *shape, device=device))
+        return self._cells[key]

@@ -1,31 +1,35 @@
-"""The recipe of a branch: the adapter fitted, the module localised, put right and refined."""
+"""The recipe of a branch: adapter, Local(.), modulation, refining.
+
+One recipe makes every branch there is.  A search makes it without any pass over the images, in
+closed form; its trials with a few; a clone with all.
+"""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..channels.groups import weight_cells
+from ..channels.groups import Group, prunable_groups
 from ..channels.localised import localised_features
-from ..channels.prune import Ranked, prune, rank_channels, select
+from ..channels.prune import Ranked, prune, rank_groups, select
 from ..data import Progress, batches, no_progress
-from ..manifest import Candidate, ModuleTensor
+from ..limits import LIMITS, Limits
+from ..manifest import Place
 from ..network.features import BATCH
-from ..network.part import Module, module_after
+from ..network.part import Module
 from ..network.position import INPUT
-from .adapter import Adapter, fit_adapters
-from .cost import module_macs
+from .adapter import Adapter
+from .cost import of_module
+from .material import Material
 from .modulation import fit_modulation, fold
-from .pair import Grid
-from .refine import NEIGHBOURS, affordable_epochs, lessons_of, refine
-from .task import Task
+from .pair import Slices
+from .refine import NEIGHBOURS, Lessons, affordable_epochs, lessons_of, refine
 
-ROWS = 400_000  # of the adapter's regression
-STEP = 0.01  # of a share
-SMALLEST = 0.05  # share of a module that is tried
+STEP = 0.01  # of a share, by which it shrinks until a budget is met
 
 
 @dataclass(frozen=True)
@@ -35,105 +39,161 @@ class Branch:
     adapter: Adapter
     modulation: dict[str, Tensor]
     module: Module  # with the modulation folded in
-    kept: dict[str, ModuleTensor]
+    kept: Slices
     macs: int  # per image, adapter and module
     parameters: int
-    epochs: int  # that the adapter was refined for
+    passes: int  # over the images, that it was refined for
 
 
 def make_branch(
-    task: Task,
-    grid: Grid,
-    candidate: Candidate,
-    taps: Tensor,
-    cuts: Tensor,
+    material: Material,
+    place: Place,
     *,
-    epochs: int | None,
+    passes: int | None,
     seed: int,
-    ranked: list[Ranked] | None = None,
+    adapter: Adapter | None = None,
+    ranking: Ranking | None = None,
+    most_parameters: int = 0,
+    limits: Limits = LIMITS,
     progress: Progress = no_progress,
 ) -> Branch:
-    """The branch of ``candidate`` from the images that are not held out.
+    """The branch of ``place`` from the images of ``material`` that are not held out.
 
-    ``taps`` and ``cuts`` (N, ...) are all images' features; ``epochs`` None leaves their number
-    to the work that they take; ``ranked`` are the channels of the module, if that is known.
+    ``passes`` over the images refine it: none (0) leaves the closed form, None leaves their number
+    to the work that they take.  ``adapter`` and ``ranking`` are what is known already; the module
+    keeps at most ``most_parameters`` (0: as many as its share has).
     """
-    tap, cut = grid.target.position(candidate.tap), grid.cut(candidate)
-    dense, slices = module_after(grid.source, grid.head, cut, task.columns)
-    [adapter] = fit_adapters(task, tap, [cut], taps, [cuts], grid.kernel(tap, cut), ROWS)
-    module, kept = localize(task, grid, dense, slices, candidate, seed, ranked)
-    macs = adapter.macs + module_macs(grid, cut, dense, module, cuts[:1])
-    parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
+    task, pair = material.task, material.pair
+    dense, slices = pair.part(place.cut, task.columns)
+    if adapter is None:
+        [adapter] = material.adapters([place], limits.clone_rows)
+    ranking = ranking or Ranking(material, seed)
+    module, kept = localised(material, place, ranking, most_parameters, limits)
+    macs = adapter.macs + int(of_module(pair, place, task.columns, module).macs)
 
-    exact = tap.name == INPUT  # nothing is to be learned between an image and itself
-    whole = candidate.share >= 1.0 and candidate.resolution == 1.0
+    exact = place.tap == INPUT  # nothing is to be learned between an image and itself
+    if exact and place.is_whole:
+        passes = 0
+    if passes is None:
+        passes = affordable_epochs(macs, int(material.fit.sum()))
     modulation: dict[str, Tensor] = {}
-    if exact and whole:
-        epochs = 0
-    if not (exact and whole and tap.layout.grid == cut.layout.grid):
-        fit = ~task.held_out
-        features = grid.resampled(cut, cuts[fit])
-        modulation = fit_modulation(dense, module, kept, features, adapter(taps[fit]))
-        if epochs is None:
-            epochs = affordable_epochs(macs, int(fit.sum()))
-        if epochs:
-            views = tuple(v[fit] for v in task.images.views)
-            lessons = lessons_of(
-                dense,
-                task.target,
-                task.source,
-                views,
-                tap.name,
-                cut.name,
-                copies=min(NEIGHBOURS, (epochs + 1) // 2),
-                seed=seed,
-                progress=progress,
-            )
+    if not is_the_source_itself(material, place):
+        modulation = fit_modulation(
+            dense,
+            module,
+            kept,
+            pair.resampled(place, material.cut(place)[material.fit]),
+            adapter(material.tap(place)[material.fit]),
+        )
+        if passes:
+            taught = _teach(material, place, dense, passes, seed, progress)
             refine(
                 adapter,
                 modulation,
                 module,
-                lessons,
+                taught,
                 exact=exact,
-                epochs=epochs,
+                epochs=passes,
                 seed=seed,
                 progress=progress,
             )
     module = copy.deepcopy(module)
     fold(module.part, modulation)
+    parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
     parameters += sum(t.numel() for t in modulation.values())
-    return Branch(adapter, modulation, module, kept, macs, parameters, epochs)
+    return Branch(adapter, modulation, module, kept, macs, parameters, passes)
 
 
-def localize(
-    task: Task,
-    grid: Grid,
-    dense: Module,
-    slices: dict[str, ModuleTensor],
-    candidate: Candidate,
-    seed: int,
-    ranked: list[Ranked] | None = None,
-) -> tuple[Module, dict[str, ModuleTensor]]:
-    """Local(.): the part of ``dense`` that the clone classes need, and how it was sliced.
+def is_the_source_itself(material: Material, place: Place) -> bool:
+    """Whether the branch of ``place`` is the whole source, on the image as the source sees it."""
+    same = material.pair.tap(place).layout.grid == material.pair.cut(place).layout.grid
+    return place.tap == INPUT and place.is_whole and same
+
+
+def _teach(
+    material: Material, place: Place, dense: Module, passes: int, seed: int, progress: Progress
+) -> Lessons:
+    task = material.task
+    for_target, for_source = (v[material.fit] for v in task.pixels.views)
+    copies = min(NEIGHBOURS, (passes + 1) // 2)
+    return lessons_of(
+        dense,
+        task.target,
+        task.source,
+        (for_target, for_source),
+        place.tap,
+        place.cut,
+        copies=copies,
+        seed=seed,
+        progress=progress,
+    )
+
+
+class Ranking:
+    """The order in which channels go, of every cut that has been asked for.
+
+    A group of channels is the same group in every module that has all of it, so it is ranked once:
+    ask for what is cut earlier first.
+    """
+
+    def __init__(self, material: Material, seed: int) -> None:
+        self.material, self.seed = material, seed
+        self._ranked: dict[str, list[Ranked]] = {}
+
+    def of(self, cut: str) -> list[Ranked]:
+        """The groups of the part after ``cut``, ranked on localised samples of the clone classes."""
+        if cut not in self._ranked:
+            material, task = self.material, self.material.task
+            module, _ = material.pair.part(cut, task.columns)
+            groups = prunable_groups(module.part, material.cuts[cut][:2])
+            known = {_stands(r.group): r for ranked in self._ranked.values() for r in ranked}
+            left = [g for g in groups if _stands(g) not in known]
+            if left:
+                position = material.pair.source.position(cut)
+                taught = material.fit & (task.is_new | (task.ids < 0))  # probes are of no class
+                images = task.pixels.views[1][taught]
+                features = localised_features(task.source, images, position, self.seed)
+                known |= {_stands(r.group): r for r in rank_groups(module, features, left)}
+            self._ranked[cut] = [replace(known[_stands(g)], group=g) for g in groups]
+        return self._ranked[cut]
+
+    def all_of(self, cuts: Iterable[str]) -> None:
+        """Ranks the channels after each of ``cuts``, what is cut earlier first."""
+        position = self.material.pair.source.position
+        for cut in sorted(dict.fromkeys(cuts), key=lambda c: position(c).spent):
+            self.of(cut)
+
+
+def _stands(group: Group) -> tuple:
+    """Where a group's channels stand: the same in every module that has all of it."""
+    return tuple((*site, indices.tobytes()) for site, indices in group.sites.items())
+
+
+def localised(
+    material: Material,
+    place: Place,
+    ranking: Ranking,
+    most_parameters: int = 0,
+    limits: Limits = LIMITS,
+) -> tuple[Module, Slices]:
+    """Local(.): the share of the part after the place's cut that the clone classes need, and how it
+    is sliced out of the source's.
 
     A share is of parameters and MACs alike, and what is pruned for its MACs often has fewer
     parameters left; how many depends on the images that channels are ranked on.  Where the search
-    had a budget, no more are kept than that leaves.
+    had a budget, no more than ``most_parameters`` are kept.
     """
-    cut, share, most = grid.cut(candidate), candidate.share, candidate.most_parameters
+    columns = material.task.columns
+    dense, slices = material.pair.part(place.cut, columns)
+    share = place.share
     if share >= 1.0:
         return dense, slices
-    fit = task.is_new & ~task.held_out
-    images = task.images.views[1][fit]
-    features = localised_features(task.source, images[:2] if ranked else images, cut, seed)
-    example = features[:2]
-    cells = weight_cells(dense.part, grid.resampled(cut, example))
-    ranked = ranked or rank_channels(dense, features)
+    ranked, cells = ranking.of(place.cut), material.pair.cells(place, columns)
     while True:
         chosen = select(dense, ranked, share, cells)
-        module, kept = prune(dense, slices, chosen, example)
+        module, kept = prune(dense, slices, chosen, material.cut(place)[:2])
         parameters = sum(p.numel() for p in module.parameters())
-        if not most or parameters <= most or share <= SMALLEST:
+        if not most_parameters or parameters <= most_parameters or share <= limits.smallest_share:
             return module, kept
         share -= STEP
 

@@ -8,7 +8,7 @@ adapter learns: its convolution from the ridge solution on, its modulation from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,7 @@ def refine(
 ) -> None:
     """Trains ``modulation``, and ``adapter`` unless it is exact already, in place."""
     steps = epochs * math.ceil(lessons.images / BATCH)
-    learning = {
+    learning: dict[str, list[Tensor]] = {
         "adapter": [] if exact else list(adapter.parameters()),
         "modulation": list(modulation.values()),
     }
@@ -81,8 +81,7 @@ def refine(
         return
     generator = torch.Generator().manual_seed(seed)
     groups = [{"params": p, "lr": RATES[k]} for k, p in learning.items() if p]
-    for parameter in (p for group in groups for p in group["params"]):
-        parameter.requires_grad_(True)
+    _allow_gradients(learning, True)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
     variance = lessons.pre.var().clamp(min=1e-6)
@@ -103,8 +102,12 @@ def refine(
             optimizer.step()
             schedule.step()
     progress("refining the adapter", epochs, epochs)
-    for parameter in (p for group in groups for p in group["params"]):
-        parameter.requires_grad_(False)
+    _allow_gradients(learning, False)
+
+
+def _allow_gradients(learning: Mapping[str, Sequence[Tensor]], allowed: bool) -> None:
+    for parameter in (p for parameters in learning.values() for p in parameters):
+        parameter.requires_grad_(allowed)
 
 
 @torch.no_grad()

@@ -26,6 +26,9 @@ class Scores:
         return (self.original + self.clone) / 2
 
 
+UNKNOWN = Scores(None, None, None, None, None, None)
+
+
 def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
     """``z_t`` (N, C) are the target's logits, ``z_new`` (N, K) the clone classes'; ``label`` (N,)
     indexes [target's classes, clone classes]."""
@@ -35,14 +38,15 @@ def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
     alone = z_t.argmax(1).cpu()
     new = label >= classes
     right = predicted == label
-    soft = [share(sure[kind]) for kind in (new, ~new)]
+    soft_new, soft_old = share(sure[new]), share(sure[~new])
+    soft = None if soft_new is None or soft_old is None else (soft_new + soft_old) / 2
     return Scores(
         branch=share((z_new.argmax(1).cpu() + classes == label)[new]),
         original=share(right[~new]),
         clone=share(right[new]),
         joint=share(right) if bool((~new).any()) else None,
         locality=share((predicted == alone)[~new]),
-        soft=None if None in soft else sum(soft) / 2,
+        soft=soft,
     )
 
 

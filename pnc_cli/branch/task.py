@@ -35,6 +35,11 @@ class CloneTarget:
     source_name: str
     source_index: int
 
+    @property
+    def option(self) -> str:
+        """As ``--classes`` takes it."""
+        return self.name if self.name == self.source_name else f"{self.source_name}={self.name}"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -58,6 +63,13 @@ class Task:
     @property
     def new(self) -> int:
         return len(self.classes)
+
+    @property
+    def pixels(self) -> Images:
+        """The images, of a task that has some."""
+        if self.images is None:
+            raise ValueError("a task without images")
+        return self.images
 
     @property
     def is_new(self) -> Tensor:
@@ -203,8 +215,8 @@ def kept(task: Task, keep: Tensor) -> Task:
     left = [*old, *range(task.old, task.old + task.new)]
     number[left] = torch.arange(len(left))
     images = Images(
-        [v[keep] for v in task.images.views],
-        [n for n, k in zip(task.images.labels, keep.tolist()) if k],
+        [v[keep] for v in task.pixels.views],
+        [n for n, k in zip(task.pixels.labels, keep.tolist()) if k],
     )
     return replace(
         task,

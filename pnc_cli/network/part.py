@@ -20,6 +20,7 @@ class Module(nn.Module):
         super().__init__()
         self.part = part
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.classes = list(columns)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         pre, logits = self.part(features)

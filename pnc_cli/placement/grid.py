@@ -1,16 +1,28 @@
-"""The pairs of positions that a search tries: a tap in the target, a cut in the source."""
+"""The places that a search tries: a tap in the target with a cut in the source."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from ..branch.pair import Grid
+from ..branch.pair import Pair
 from ..errors import Incompatible
+from ..manifest import Place
 from ..network.graph import trace
 from ..network.head import cuts, find_head
 from ..network.load import Network
 from ..network.position import CONTAINERS, INPUT, Outline, Position
 from ..network.tape import observe
+
+NEARLY_ALL = 0.75  # share of a network's MACs: what has more is not one of its blocks
+READABLE = 16  # cells a side of a tap, at most, whose average stands for a vector in the source
+
+
+@dataclass(frozen=True)
+class Grid(Pair):
+    """Both networks, and the places to try, with all of the module at full resolution."""
+
+    places: list[Place] = field(default_factory=list, kw_only=True)
 
 
 def make_grid(
@@ -23,42 +35,36 @@ def make_grid(
     a feature map, and there is nothing finer.
     """
     seen = observe(target.model, target.input_size)
-    tr_s = trace(source.model, source.input_size)
-    head = find_head(tr_s, source.classifier)
-    possible = cuts(tr_s, head)
+    traced = trace(source.model, source.input_size)
+    head = find_head(traced, source.classifier)
+    possible = cuts(traced, head)
     named = {n for p in possible for n in (p.name, *p.aliases)}
     t = [seen.position(n) for n in taps] or block_positions(seen)
-    s = [tr_s.position(n) for n in cut_names] or [
-        c for c in block_positions(tr_s) if c.name in named
-    ]
-    pairs = [
-        (tap, cut)
-        for tap in t
-        for cut in s
-        if (tap.name == INPUT) == (cut.name == INPUT)
-        and tap.layout.kind != "NC"
-        and (cut.layout.kind != "NC" or tap.layout.grid[0] <= 16)
-        and (tap.name == INPUT or _finer(tap, cut))
-    ]
-    if taps and cut_names:
-        pairs = [(tap, cut) for tap in t for cut in s]
+    s = [traced.position(n) for n in cut_names]
+    s = s or [c for c in block_positions(traced) if c.name in named]
+    pairs = [(tap, cut) for tap in t for cut in s]
+    if not (taps and cut_names):
+        pairs = [(tap, cut) for tap, cut in pairs if _worth_a_try(tap, cut)]
     if not pairs:
-        raise Incompatible(
-            "no pair of positions to try",
-            hint="taps: "
-            + ", ".join(p.name for p in seen.positions)
-            + "; cuts: "
-            + ", ".join(p.name for p in possible),
+        known = "; ".join(
+            f"{what}: " + ", ".join(p.name for p in positions)
+            for what, positions in (("taps", seen.positions), ("cuts", possible))
         )
-    return Grid(seen, tr_s, head, pairs)
+        raise Incompatible("no pair of positions to try", hint=known)
+    return Grid(seen, traced, head, places=[Place(tap.name, cut.name) for tap, cut in pairs])
+
+
+def _worth_a_try(tap: Position, cut: Position) -> bool:
+    if (tap.name == INPUT) != (cut.name == INPUT) or tap.layout.kind == "NC":
+        return False
+    if cut.layout.kind == "NC" and tap.layout.grid[0] > READABLE:
+        return False
+    return tap.name == INPUT or _finer(tap, cut)
 
 
 def _finer(tap: Position, cut: Position) -> bool:
     """Whether the tap resolves the image at least half as finely as the cut, along each axis."""
     return all(2 * t >= c for t, c in zip(tap.layout.grid, cut.layout.grid))
-
-
-NEARLY_ALL = 0.75  # share of a network's MACs: what has more is not one of its blocks
 
 
 def block_positions(network: Outline) -> list[Position]:
@@ -81,11 +87,11 @@ def block_positions(network: Outline) -> list[Position]:
 
     outer = [p for p in network.positions if not any(map(is_block, _parents(p.name)))]
     kept = []
-    for p, following in zip(outer, [*outer[1:], None]):
-        same = following is not None and following.depth == p.depth
-        if p.name == INPUT or not (same and following.layout.elements <= p.layout.elements):
+    for p, following in zip(outer, outer[1:]):
+        free = following.depth == p.depth and following.layout.elements <= p.layout.elements
+        if p.name == INPUT or not free:
             kept.append(p)
-    return kept
+    return [*kept, *outer[-1:]]
 
 
 def _parents(name: str) -> list[str]:

@@ -1,18 +1,21 @@
 """Targets of very many classes, and features of more images than memory holds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pnc_cli.branch import make as cloning
+from pnc_cli.branch.cost import Amounts
 from pnc_cli.branch.make import Recipe, evidence_of, make_clone
+from pnc_cli.branch.material import Material
 from pnc_cli.branch.recipe import make_branch, run_module
 from pnc_cli.branch.task import gather, kept, parse_classes, subset
 from pnc_cli.data import LEAST, PER_CLASS, TOGETHER, images_per_class, open_images
-from pnc_cli.network.features import source_features, target_features
+from pnc_cli.limits import LIMITS
 from pnc_cli.network.load import load_network
-from pnc_cli.placement import study as studying
 from pnc_cli.placement.grid import make_grid
-from pnc_cli.placement.study import FEWEST, SOME, Study
+from pnc_cli.placement.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +65,21 @@ def test_a_task_without_some_of_its_originals_is_the_same_task(given):
         assert torch.equal(view, whole[keep])
 
 
-def test_a_search_looks_at_some_of_very_many_originals(given, monkeypatch):
+def test_a_search_looks_at_some_of_very_many_originals(given):
     task, grid = given
     assert task.old > 2
     [all_of_them] = Study.of(task, grid, 0).score_pairs()
-    monkeypatch.setattr(studying, "SOME", 2)
-    monkeypatch.setattr(studying, "FEWEST", 6)
-    monkeypatch.setattr(studying, "MEMORY", 1)
-    study = Study.of(task, grid, 0)
-    assert study.task.originals == [task.originals[0], task.originals[-1]]
-    assert torch.bincount(study.task.ids).tolist() == [6] * (2 + task.new)
+    few = replace(LIMITS, originals=2, fewest=6, search_features=1)
+    study = Study.of(task, grid, 0, limits=few)
+    looked_at = study.material.task
+    assert looked_at.originals == [task.originals[0], task.originals[-1]]
+    assert torch.bincount(looked_at.ids).tolist() == [6] * (2 + task.new)
     [some] = study.score_pairs()
     assert some.average_accuracy is not None
-    costs = lambda c: (c.parameters, c.macs, c.bytes)
-    assert costs(some) == costs(all_of_them)  # the join will tell all of them apart
-    assert SOME >= 10 and FEWEST > 4  # few classes are all looked at, as they ever were
+    assert Amounts.of(some) == Amounts.of(all_of_them)  # the join will tell all of them apart
+    assert (
+        LIMITS.originals >= 10 and LIMITS.fewest > 4
+    )  # few classes are all looked at, as they ever were
     assert subset(task, 6, held_out_every=2).originals == task.originals
 
 
@@ -89,28 +92,26 @@ def test_a_clone_whose_features_do_not_fit_is_learned_from_some(given, monkeypat
     monkeypatch.setattr(
         cloning,
         "make_branch",
-        lambda part, *a, **k: seen.append(part) or make_branch(part, *a, **k),
+        lambda material, *a, **k: seen.append(material) or make_branch(material, *a, **k),
     )
-    elements = sum(p.layout.elements for p in grid.pairs[0])
+    [place] = grid.places
+    elements = grid.tap(place).layout.elements + grid.cut(place).layout.elements
     room = 26
-    monkeypatch.setattr(cloning, "MEMORY", 4 * elements * room)
-    some, _ = make_clone(task, grid, candidate, Recipe("c", 1, 0))
-    [part] = seen
+    limits = replace(LIMITS, clone_features=4 * elements * room)
+    some, _ = make_clone(task, grid, candidate, Recipe("c", 1, 0), limits=limits)
+    part = seen[0].task
     assert len(part.ids) == room < len(task.ids) and part.is_new.sum() == room // 2
     assert some.measured.images == whole.measured.images
     assert some.method.original_images == whole.method.original_images
     assert some.cost == whole.cost
 
 
-def test_answers_of_a_batch_at_a_time_are_those_of_all(given, monkeypatch):
+def test_answers_of_a_batch_at_a_time_are_those_of_all(given):
     task, grid = given
-    [(tap, cut)] = grid.pairs
-    candidate = Study.of(task, grid, 0).score_pairs()[0]
-    target_pre, z_t, taps = target_features(task.target, task.images.views[0], [tap.name])
-    _, cuts = source_features(task.source, task.images.views[1], [cut])
-    branch = make_branch(task, grid, candidate, taps[tap.name], cuts[cut.name], epochs=0, seed=0)
-    pre, z_b = run_module(branch.module, taps[tap.name], branch.adapter)
-    monkeypatch.setattr(cloning, "BATCH", 7)
-    found = evidence_of(task, tap, branch)
-    for mine, other in zip(found, (target_pre, pre, z_t, z_b)):
+    [place] = grid.places
+    material = Material.of(task, grid, [place.tap], [place.cut])
+    branch = make_branch(material, place, passes=0, seed=0)
+    pre, z_b = run_module(branch.module, material.tap(place), branch.adapter)
+    found = evidence_of(task, place.tap, branch, batch=7)
+    for mine, other in zip(found.tensors, (material.target_pre, pre, material.z_t, z_b)):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)

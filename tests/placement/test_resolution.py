@@ -9,10 +9,9 @@ from pnc_cli import load
 from pnc_cli.branch.adapter import resampled
 from pnc_cli.branch.cost import module_macs
 from pnc_cli.errors import Incompatible
-from pnc_cli.manifest import Layout
+from pnc_cli.manifest import Layout, Place
 from pnc_cli.network.graph import trace
 from pnc_cli.network.load import load_network
-from pnc_cli.network.part import module_after
 from pnc_cli.placement.grid import make_grid
 
 CLONE = ["--limit-per-class", "6", "--epochs", "1", "--json"]
@@ -47,12 +46,12 @@ def test_macs_are_those_of_a_network_that_reads_so_small_an_image(pair, position
     source = load_network(pair.source)
     grid = make_grid(source, load_network(pair.target))
     cut = grid.source.position(position)
-    module, _ = module_after(grid.source, grid.head, cut, [1, 2])
+    module, _ = grid.part(position, [1, 2])
     half = trace(source.model, (3, 16, 16))
     rows = source.model.fc.weight.numel() // 3  # the module has two of three
-    found = module_macs(grid, cut.at(0.5), module, module, torch.zeros(1, *cut.layout.shape))
+    found = module_macs(grid, Place("input", position, resolution=0.5), [1, 2], module)
     assert found == half.macs_after(half.position(position)) - rows
-    found = module_macs(grid, cut, module, module, torch.zeros(1, *cut.layout.shape))
+    found = module_macs(grid, Place("input", position), [1, 2], module)
     assert found == grid.source.macs_after(cut) - rows
 
 
@@ -78,10 +77,8 @@ def test_the_command_clones_at_a_resolution_and_the_clone_says_so(made, tmp_path
     m = ran.json["manifest"]
     assert m["cut"]["shape"] == [8, 4, 4] and m["cut"]["grid"] == [4, 4]
     assert "resolution 0.5" in ran.err
-    [(tap, cut)] = make_grid(
-        load_network(made.source), load_network(made.target), ["layer1"], ["layer1"]
-    ).pairs
-    whole = trace(load_network(made.source).model, (3, 32, 32)).macs_after(cut)
+    source = trace(load_network(made.source).model, (3, 32, 32))
+    whole = source.macs_after(source.position("layer1"))
     assert m["cost"]["macs"] < whole / 2
     ran = pnc_forked(
         "eval", made.target, "--clone", "c.safetensors", "--data", made.test, "--json", cwd=tmp_path

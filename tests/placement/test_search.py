@@ -1,5 +1,6 @@
 """placement/search.py and study.py: what is tried, what a guess is worth, and when it is settled."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgspec
@@ -7,18 +8,21 @@ import numpy as np
 import pytest
 
 from pnc_cli.branch.cost import Amounts
-from pnc_cli.branch.recipe import localize
+from pnc_cli.branch.recipe import Ranking, localised
 from pnc_cli.branch.task import gather, parse_classes
 from pnc_cli.channels.localised import localised_features
 from pnc_cli.channels.prune import rank_channels
 from pnc_cli.data import open_images
-from pnc_cli.manifest import Candidate
+from pnc_cli.limits import LIMITS
+from pnc_cli.manifest import Candidate, Place
 from pnc_cli.network.load import load_network
 from pnc_cli.placement import search as searching
 from pnc_cli.placement import study as studying
 from pnc_cli.placement.grid import make_grid
 from pnc_cli.placement.search import LEAST, Budget, search
 from pnc_cli.placement.study import RECOVERED, Study
+
+MAXPOOL = Place("maxpool", "maxpool")
 
 
 def candidate(score, *, tap="a", cut="b", share=1.0, resolution=1.0, macs=1):
@@ -69,21 +73,23 @@ def test_half_of_the_accuracy_that_a_share_loses_is_taken_for_recovered(
     monkeypatch, dense, found, expected
 ):
     monkeypatch.setattr(studying, "price", lambda grid, macs: {1: 0.0, 10: 0.05, 5: 0.02}[macs])
-    study = SimpleNamespace(pairs={("a", "b"): dense}, grid=None)
-    assert Study.refined(study, found).score == pytest.approx(expected)
+    study = SimpleNamespace(pairs={Place("a", "b"): dense}, grid=None)
+    assert Study.recovered(study, found).score == pytest.approx(expected)
 
 
 def test_a_group_is_ranked_once_for_all_modules_that_have_it(studied):
-    study = studied.study
-    study.ranked.clear()
-    study.rank(["layer1", "maxpool"])
+    material, grid = studied.study.material, studied.grid
+    task = material.task
+    ranking = Ranking(material, seed=0)
+    ranking.all_of(["layer1", "maxpool"])
     for name in ("maxpool", "layer1"):
-        cut = studied.grid.source.position(name)
-        fit = ~study.task.held_out & study.task.is_new
-        features = localised_features(study.task.source, study.task.images.views[1][fit], cut, 0)
-        alone = rank_channels(study.modules[name][0], features)
-        assert len(alone) == len(study.ranked[name]) > 0
-        for mine, other in zip(study.ranked[name], alone):
+        cut = grid.source.position(name)
+        fit = ~task.held_out & task.is_new
+        features = localised_features(task.source, task.images.views[1][fit], cut, 0)
+        module, _ = grid.part(name, task.columns)
+        alone = rank_channels(module, features)
+        assert len(alone) == len(ranking.of(name)) > 0
+        for mine, other in zip(ranking.of(name), alone):
             assert mine.group.sites.keys() == other.group.sites.keys()
             np.testing.assert_array_equal(mine.order, other.order)
             assert mine.sensitivity == pytest.approx(other.sensitivity, rel=1e-3, abs=1e-6)
@@ -92,30 +98,29 @@ def test_a_group_is_ranked_once_for_all_modules_that_have_it(studied):
 def test_a_pair_is_tried_where_an_eighth_of_it_fits(studied):
     """And not where less does."""
     study, grid = studied.study, studied.grid
-    dense = {(c.tap, c.cut): c for c in study.score_pairs()}
-    macs = sum(grid.target.macs.values())
-    large = dense["maxpool", "maxpool"]
+    study.score_pairs()
+    macs, large = grid.target_macs, study.pairs[MAXPOOL]
     for room, tried in ((1.3 * LEAST, True), (0.9 * LEAST, False)):
         study.shares.clear()
         try:
             search(studied.task, grid, seed=0, budget=Budget(room * large.macs / macs), study=study)
         except searching.Incompatible:  # nothing is so small
             pass
-        assert any(key[:2] == ("maxpool", "maxpool") for key in study.shares) == tried
+        assert any(place.pair == MAXPOOL for place in study.shares) == tried
 
 
-def test_the_best_guesses_are_refined_until_the_best_is_none(monkeypatch):
+def test_the_best_guesses_are_refined_until_the_best_is_none():
     worth = {"a": 0.5, "b": 0.65, "c": 0.9}
     asked = []
 
-    def tried(study, c):
+    def try_out(c):
         asked.append(c.tap)
         return msgspec.structs.replace(c, score=worth[c.tap])
 
-    monkeypatch.setattr(searching, "_tried", tried)
     guesses = [candidate(s, tap=t, share=0.5) for t, s in (("a", 0.7), ("b", 0.69), ("c", 0.6))]
     alike = candidate(0.69, tap="a", share=0.4)
-    found = searching._tried_out(SimpleNamespace(), [*guesses, alike], lambda *a: None)
+    study = SimpleNamespace(try_out=try_out, limits=LIMITS)
+    found = searching._tried_out(study, [*guesses, alike], lambda *a: None)
     assert asked == ["a", "b"]  # a's other share goes with a; 0.65 is ahead of the guess of 0.6
     assert [(c.tap, c.share, c.score) for c in found] == [
         ("b", 0.5, 0.65),
@@ -125,55 +130,54 @@ def test_the_best_guesses_are_refined_until_the_best_is_none(monkeypatch):
     ]
     asked.clear()
     whole = candidate(0.8, tap="w")
-    found = searching._tried_out(SimpleNamespace(), [*guesses, whole], lambda *a: None)
+    found = searching._tried_out(study, [*guesses, whole], lambda *a: None)
     assert asked == [] and found[0] is whole  # what lost nothing has nothing to regain
-    monkeypatch.setattr(searching, "TRIALS", 1)
-    found = searching._tried_out(SimpleNamespace(), guesses, lambda *a: None)
+    study.limits = replace(LIMITS, trials=1)
+    found = searching._tried_out(study, guesses, lambda *a: None)
     assert asked == ["a"] and found[0].tap == "a" and found[0].score == 0.5  # no guess before it
 
 
 def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
     study = studied.study
-    study.tried.clear()
-    budget = Budget(
-        0.25 * study.pairs["maxpool", "maxpool"].macs / sum(studied.grid.target.macs.values())
-    )
+    study.trials.clear()
+    budget = Budget(0.25 * study.pairs[MAXPOOL].macs / studied.grid.target_macs)
     found = search(studied.task, studied.grid, seed=0, budget=budget, study=study)
-    assert study.tried and found[0] in study.tried.values()
-    for key, c in study.tried.items():
-        assert key == (c.tap, c.cut, c.resolution, c.share, c.most_parameters)
-        assert c.macs == study.shares[key[:4]].macs
-    monkeypatch.setattr(searching, "TRIAL_WORK", 0)
-    study.tried.clear()
+    assert study.trials and found[0] in study.trials.values()
+    for key, c in study.trials.items():
+        assert key == (c.place, c.most_parameters)
+        assert c.macs == study.shares[c.place].macs
+    monkeypatch.setattr(study, "limits", replace(LIMITS, trial=0))
+    study.trials.clear()
     assert search(studied.task, studied.grid, seed=0, budget=budget, study=study)
-    assert all(c in study.shares.values() for c in study.tried.values())  # guesses, as they were
+    assert all(c in study.shares.values() for c in study.trials.values())  # guesses, as they were
 
 
 def test_a_clone_keeps_no_more_parameters_than_the_budget_leaves(studied):
-    task, grid, study = studied.task, studied.grid, studied.study
-    pair = study.pairs["maxpool", "maxpool"]
-    [found] = study.score_shares(study.place(pair, 1.0), [0.5])
-    dense, slices = study.modules["maxpool"]
+    study = studied.study
+    study.score_pairs()
+    [found] = study.score_shares(MAXPOOL, [0.5])
 
-    def count(c):
-        module, _ = localize(task, grid, dense, slices, c, 0)
+    def count(most):
+        module, _ = localised(study.material, found.place, study.ranking, most)
         return sum(p.numel() for p in module.parameters())
 
-    free = count(found)
+    free = count(found.most_parameters)
     assert found.most_parameters == 0 and free > 0
     fewer = round(0.9 * free)
-    assert 0.7 * fewer < count(msgspec.structs.replace(found, most_parameters=fewer)) <= fewer
+    assert 0.7 * fewer < count(fewer) <= fewer
 
 
 def test_what_a_budget_leaves_for_a_module(studied):
     """By number and by bytes, whichever is less; no limit where there is none of either."""
     study = studied.study
-    pair = study.pairs["maxpool", "maxpool"]
-    place = study.place(pair, 1.0)
-    [c] = study.score_shares(place, [0.5])
-    beside, inf = study.beside(place), float("inf")
+    study.score_pairs()
+    [c] = study.score_shares(MAXPOOL, [0.5])
+    beside, inf = study.beside(c.place), float("inf")
     module = c.parameters - beside.parameters
-    most = lambda *room: searching._limited(study, c, Amounts(*room)).most_parameters
+
+    def most(*room):
+        return searching._limited(study, c, Amounts(*room)).most_parameters
+
     assert most(c.macs, inf, inf) == 0
     assert most(c.macs, beside.parameters + 1.5 * module, inf) == int(1.5 * module)
     assert most(inf, inf, c.bytes) == module

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from pnc_cli import load
 from pnc_cli.branch.make import Recipe, make_clone
-from pnc_cli.branch.pair import Grid
 from pnc_cli.branch.task import Task, default_name, gather
 from pnc_cli.errors import Incompatible
 from pnc_cli.files.clone_file import write_clone
 from pnc_cli.files.patch import eject, inject
 from pnc_cli.manifest import Candidate, Manifest
-from pnc_cli.placement.grid import make_grid
+from pnc_cli.placement.grid import Grid, make_grid
 from pnc_cli.placement.search import Budget, search
 from pnc_cli.placement.study import Study
 
