@@ -9,7 +9,7 @@ network's logits bit for bit.  No table per architecture is needed.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
