@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..data import batches
 from ..network.part import Module
 from .groups import Group
-from .layers import channel_axis, layer_of, reading
+from .layers import channel_axis, layer_of, watching
 
 ROWS = 60_000  # of a reader's input that its second moments are taken from
 ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
@@ -85,7 +85,7 @@ def _watched(
         inputs[reader].append(a + 0)  # a copy: it may be changed in place
         return inputs[reader][-1]
 
-    with reading(module.part, [(r, partial(keep, r)) for r in readers]), torch.enable_grad():
+    with watching(module.part, [(r, partial(keep, r)) for r in readers]), torch.enable_grad():
         return log_answers(module(features.clone().requires_grad_() + 0)[1]), inputs
 
 
@@ -144,7 +144,7 @@ def _grams(module: Module, features: Tensor, readers: list[str]) -> dict[str, Te
         moments[reader] = moments.get(reader, 0) + (a.T @ a).double()
         rows[reader] = rows.get(reader, 0) + len(a)
 
-    with reading(module.part, [(r, partial(add, r)) for r in readers]):
+    with watching(module.part, [(r, partial(add, r)) for r in readers]):
         for part in batches(len(features), 64):
             module(features[part].clone())
     grams = {}

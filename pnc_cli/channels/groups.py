@@ -47,6 +47,7 @@ class Group:
 
     @property
     def name(self) -> str:
+        """The first of the tensors that write the channels."""
         return min(t for t, axis in self.sites if axis == 0)
 
 
@@ -92,9 +93,9 @@ def what_stays(
     """Which channels of each group stay, from the indices kept along axes of tensors."""
     chosen = []
     for group in groups:
-        for site in group.sites.keys() & kept.keys():
+        site = next((site for site in group.sites if site in kept), None)
+        if site is not None:  # any will do: a channel goes from all of its sites
             chosen.append((group, np.isin(group.sites[site][:, 0], kept[site])))
-            break
     return chosen
 
 
@@ -125,7 +126,7 @@ def weight_cells(part: nn.Module, example: Tensor) -> dict[str, int]:
 
 
 def _groups(flow: Flow) -> list[Group]:
-    """Units that stand in the same places, at equally many indices of each."""
+    """Units that stand in the same axes and numbers, at equally many indices of each."""
     unit = _settle(flow)
     alike: dict[frozenset[tuple[Where, int]], list[Stands]] = {}
     for stands in _units(flow, unit):
@@ -215,6 +216,7 @@ def _fixed(flow: Flow, unit: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _varying(roots: Tensor) -> list[int]:
+    """The axes that compact ids vary along."""
     return [axis for axis, size in enumerate(roots.shape) if size > 1]
 
 

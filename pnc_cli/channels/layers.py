@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
-Reader = Callable[[Tensor], Tensor | None]  # what a layer reads -> what it is to read instead
+Watcher = Callable[[Tensor], Tensor | None]  # what a layer reads -> what it is to read instead
 
 
 def layer_of(part: nn.Module, weight: str) -> Layer:
@@ -23,21 +23,22 @@ def channel_axis(layer: Layer) -> int:
 
 
 @contextmanager
-def reading(part: nn.Module, readers: Iterable[tuple[str, Reader]]) -> Iterator[None]:
-    """Within it, each function is given what the layer of its weight reads, whenever it does.
+def watching(part: nn.Module, watchers: Iterable[tuple[str, Watcher]]) -> Iterator[None]:
+    """Within it, each watcher is given what the layer of its weight reads, whenever it does.
 
-    The layer reads what the function returns, unless that is None.
+    The layer reads what the watcher returns, unless that is None.
     """
 
-    def hook(reader: Reader) -> Callable[..., tuple | None]:
+    def hook(watcher: Watcher) -> Callable[..., tuple | None]:
         def read(layer: nn.Module, args: tuple) -> tuple | None:
-            instead = reader(args[0])
+            instead = watcher(args[0])
             return None if instead is None else (instead, *args[1:])
 
         return read
 
     handles = [
-        layer_of(part, weight).register_forward_pre_hook(hook(reader)) for weight, reader in readers
+        layer_of(part, weight).register_forward_pre_hook(hook(watcher))
+        for weight, watcher in watchers
     ]
     try:
         yield

@@ -29,7 +29,7 @@ from ..network.part import Module, resize
 from .contributions import energies, log_answers, movements
 from .flow import Site
 from .groups import Chosen, Group, kept_indices, prunable_groups, shrink_graph
-from .layers import Reader, layer_of, reading
+from .layers import Watcher, layer_of, watching
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
@@ -214,11 +214,11 @@ def masked(part: nn.Module, chosen: Chosen) -> Iterator[None]:
         for group, stay in chosen
         for reader in group.readers
     ]
-    with reading(part, masks):
+    with watching(part, masks):
         yield
 
 
-def _mask(part: nn.Module, group: Group, stay: np.ndarray, reader: str) -> Reader:
+def _mask(part: nn.Module, group: Group, stay: np.ndarray, reader: str) -> Watcher:
     """Sets what ``reader`` reads to zero for the channels of ``group`` that do not stay."""
     weight = layer_of(part, reader).weight
     mask = torch.ones(weight.shape[1])

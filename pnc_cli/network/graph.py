@@ -111,16 +111,10 @@ def _forget_constants(module: nn.Module, own: set[str]) -> None:
             module.get_submodule(owner).register_buffer(leaf, constant, persistent=False)
 
 
-_PURE: set[Any] = {
-    getattr,
-    operator.getitem,
-    operator.eq,
-    operator.ne,
-    operator.floordiv,
-    operator.mul,
-}
-_PURE |= {operator.add, operator.sub, operator.mod, operator.truediv, operator.ge, operator.le}
-_PURE |= {operator.gt, operator.lt, operator.not_, bool, int}
+_PURE: set[Any] = {getattr, operator.getitem, operator.not_, bool, int}
+_PURE |= {operator.eq, operator.ne, operator.ge, operator.le, operator.gt, operator.lt}
+_PURE |= {operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv}
+_PURE |= {operator.mod}
 
 
 def _drop_dead(graph: fx.Graph) -> None:
