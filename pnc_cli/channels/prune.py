@@ -102,7 +102,7 @@ def select(
     there are none).
 
     Step by step the group loses channels whose removal costs least for what it saves of that of
-    the two which is over.  Some of every group stays, so more than ``share`` may.
+    the two which is over.  Some of every group always stays, so more than ``share`` may be left.
     """
     shapes = {n: list(t.shape) for n, t in module.part.state_dict().items()}
     removed = [0] * len(ranked)
@@ -242,9 +242,8 @@ def _remove(
             cuts[site] = indices if before is None else np.intersect1d(before, indices)
     kept = dict(slices)
     for (name, axis), indices in cuts.items():
-        state[name] = state[name].index_select(
-            axis, torch.from_numpy(indices).to(state[name].device)
-        )
+        tensor = state[name]
+        state[name] = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
         done = {k.axis: k.indices for k in kept[name].kept}
         earlier = done.get(axis)
         done[axis] = [earlier[i] for i in indices] if earlier is not None else indices.tolist()
@@ -267,6 +266,7 @@ def _agrees(module: Module, pruned: Module, chosen: Chosen, example: Tensor) -> 
 
 
 def _unit_trace(gram: np.ndarray) -> np.ndarray:
+    """Scaled, so that two kinds of Gram matrices can be added."""
     return gram / max(float(np.trace(gram)), 1e-30)
 
 
