@@ -8,19 +8,24 @@ For a set S of channels with indicator r, on localised samples:
   t_j(y) = <a_j, d log p(y) / d a_j> their divergence is r' F r / 2 with F = E[sum_y p(y) t(y) t(y)'],
   the Fisher information.  Theis et al. (arXiv 1801.05787) remove channels by its diagonal; the rest
   of it says which channels cancel or repeat each other.
+
+Sizes: B images in a batch, K clone classes, C channels that a layer reads, n channels of a group,
+each standing at m of the C.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import batches
 from ..network.part import Module
 from .groups import Group
+from .layers import channel_axis, layer_of, watching
 
 ROWS = 60_000  # of a reader's input that its second moments are taken from
 ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
@@ -28,51 +33,27 @@ ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
 
 def energies(module: Module, features: Tensor, groups: list[Group]) -> list[np.ndarray]:
     """G of each group's channels, (n, n): the sum over its readers, each as a share of its all."""
-    grams = _grams(module, features, {r for g in groups for r in g.readers})
+    grams = _grams(module, features, _readers(groups))
     totals = {r: max(g.sum().item(), 1e-12) for r, g in grams.items()}
-    return [sum(_within(grams[r], g.sites[r, 1]) / totals[r] for r in g.readers) for g in groups]
+    of_groups = []
+    for g in groups:
+        shares = (_within(grams[r], g.sites[r, 1]) / totals[r] for r in g.readers)
+        of_groups.append(sum(shares, start=np.zeros((g.size, g.size))))
+    return of_groups
 
 
 def movements(module: Module, features: Tensor, groups: list[Group]) -> list[np.ndarray]:
     """F = E[sum_y p(y) t(y) t(y)'] of each group's channels, (n, n)."""
-    inputs: dict[str, list[Tensor]] = {}
-
-    def watch(name: str):
-        def hook(m, args):
-            inputs.setdefault(name, []).append(args[0] + 0)  # a copy: it may be changed in place
-            return (inputs[name][-1], *args[1:])
-
-        return hook
-
-    readers = sorted({r for g in groups for r in g.readers})
-    modules = {r: module.part.get_submodule(r.removesuffix(".weight")) for r in readers}
-    handles = [m.register_forward_pre_hook(watch(r)) for r, m in modules.items()]
+    readers = _readers(groups)
     moved = [torch.zeros(g.size, g.size, dtype=torch.float64) for g in groups]
     generator = torch.Generator().manual_seed(0)
-    try:
-        for part in batches(len(features), 32):
-            inputs.clear()
-            with torch.enable_grad():
-                answers = log_answers(module(features[part].clone().requires_grad_() + 0)[1])
-            seen = [(r, a) for r in readers for a in inputs[r]]
-            for y, weight in _classes(answers.detach(), generator):
-                chosen = answers.gather(1, y[:, None]).sum()
-                slopes = torch.autograd.grad(
-                    chosen, [a for _, a in seen], retain_graph=True, allow_unused=True
-                )
-                given: dict[str, Tensor | float] = dict.fromkeys(readers, 0.0)
-                for (r, a), slope in zip(seen, slopes):
-                    if slope is not None:
-                        t = (a.detach() * slope.nan_to_num(0, 0, 0)).movedim(
-                            1 if modules[r].weight.ndim > 2 else -1, -1
-                        )
-                        given[r] = given[r] + t.reshape(len(y), -1, t.shape[-1]).sum(1)
-                for total, g in zip(moved, groups):
-                    t = sum(_of_group(given[r], g.sites[r, 1]) for r in g.readers) * weight
-                    total += (t.T @ t).double().cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
+    for part in batches(len(features), 32):
+        answers, inputs = _watched(module, readers, features[part])  # log p (B, K)
+        for y, weight in _classes(answers.detach(), generator):  # (B,), (B, 1)
+            given = _contributions(module.part, answers, y, inputs)
+            for total, g in zip(moved, groups):
+                t = _of_group(given, g) * weight  # (B, n)
+                total += (t.T @ t).double().cpu()
     return [(total / len(features)).numpy() for total in moved]
 
 
@@ -87,6 +68,46 @@ def log_answers(logits: Tensor) -> Tensor:
     return logits.log_softmax(1)
 
 
+def _readers(groups: list[Group]) -> list[str]:
+    return sorted({r for g in groups for r in g.readers})
+
+
+def _watched(
+    module: Module, readers: list[str], features: Tensor
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Log-probabilities of a batch, and what the readers read for them, each time it was used.
+
+    Gradients flow from the answers to the inputs.
+    """
+    inputs: dict[str, list[Tensor]] = {r: [] for r in readers}
+
+    def keep(reader: str, a: Tensor) -> Tensor:
+        inputs[reader].append(a + 0)  # a copy: it may be changed in place
+        return inputs[reader][-1]
+
+    with watching(module.part, [(r, partial(keep, r)) for r in readers]), torch.enable_grad():
+        return log_answers(module(features.clone().requires_grad_() + 0)[1]), inputs
+
+
+def _contributions(
+    part: nn.Module, answers: Tensor, y: Tensor, inputs: dict[str, list[Tensor]]
+) -> dict[str, Tensor]:
+    """t(y) = <a, d log p(y) / d a> of all channels (B, C) that each reader reads, for classes (B,)."""
+    seen = [(r, a) for r, uses in inputs.items() for a in uses]
+    slopes = torch.autograd.grad(
+        answers.gather(1, y[:, None]).sum(),
+        [a for _, a in seen],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    given: dict[str, Tensor] = {}
+    for (r, a), slope in zip(seen, slopes):
+        t = torch.zeros_like(a) if slope is None else a.detach() * slope.nan_to_num(0, 0, 0)
+        t = t.movedim(channel_axis(layer_of(part, r)), -1)  # (B or B windows, ..., C)
+        given[r] = given.get(r, 0.0) + t.reshape(len(y), -1, t.shape[-1]).sum(1)
+    return given
+
+
 def _classes(answers: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Classes (B,) with weights (B, 1) whose squares sum to one for each of B ``answers``."""
     p = answers.exp()
@@ -99,49 +120,42 @@ def _classes(answers: Tensor, generator: torch.Generator) -> Iterator[tuple[Tens
             yield y, p.new_full((len(p), 1), ANSWERS**-0.5)
 
 
-def _of_group(given: Tensor, indices: np.ndarray) -> Tensor:
-    """(B, C) of a reader's channels -> (B, n) of a group's, each standing at m of them."""
-    n, m = indices.shape
-    return given[:, torch.from_numpy(indices.ravel())].reshape(-1, n, m).sum(2)
+def _of_group(given: dict[str, Tensor], group: Group) -> Tensor:
+    """What a group's channels contribute, (B, n), from what each reader's (B, C) do."""
+    t = torch.zeros(())
+    for reader in group.readers:
+        n, m = group.sites[reader, 1].shape
+        indices = torch.from_numpy(group.sites[reader, 1].ravel())
+        t = t + given[reader][:, indices].reshape(-1, n, m).sum(2)
+    return t
 
 
 @torch.no_grad()
-def _grams(module: Module, features: Tensor, readers: set[str]) -> dict[str, Tensor]:
+def _grams(module: Module, features: Tensor, readers: list[str]) -> dict[str, Tensor]:
     """G = (W'W) * E[a a'] of each reader, (C, C) in float64."""
     moments: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
+    axes = {r: channel_axis(layer_of(module.part, r)) for r in readers}
     per_batch = max(1, ROWS // max(1, -(-len(features) // 64)))
 
-    def watch(name: str, channel_axis: int):
-        def hook(m, args) -> None:
-            a = args[0].movedim(channel_axis, -1).flatten(0, -2)
-            a = a[:: max(1, len(a) // per_batch)]
-            moments[name] = moments.get(name, 0) + (a.T @ a).double()
-            rows[name] = rows.get(name, 0) + len(a)
+    def add(reader: str, a: Tensor) -> None:
+        a = a.movedim(axes[reader], -1).flatten(0, -2)  # (pixels or tokens, C)
+        a = a[:: max(1, len(a) // per_batch)]
+        moments[reader] = moments.get(reader, 0) + (a.T @ a).double()
+        rows[reader] = rows.get(reader, 0) + len(a)
 
-        return hook
-
-    handles = []
-    for name in sorted(readers):
-        m = module.part.get_submodule(name.removesuffix(".weight"))
-        axis = 1 if m.weight.ndim > 2 else -1
-        handles.append(m.register_forward_pre_hook(watch(name, axis)))
-    try:
+    with watching(module.part, [(r, partial(add, r)) for r in readers]):
         for part in batches(len(features), 64):
             module(features[part].clone())
-    finally:
-        for handle in handles:
-            handle.remove()
-    state = module.part.state_dict()
     grams = {}
-    for name in readers:
-        w = state[name].double().transpose(0, 1).flatten(1)  # (C, O k k)
-        grams[name] = ((w @ w.T) * moments[name] / rows[name]).cpu()
+    for r in readers:
+        w = layer_of(module.part, r).weight.double().transpose(0, 1).flatten(1)  # (C, O k k)
+        grams[r] = ((w @ w.T) * moments[r] / rows[r]).cpu()
     return grams
 
 
 def _within(gram: Tensor, indices: np.ndarray) -> np.ndarray:
-    """The Gram matrix of a group's channels, each standing at m indices of the reader."""
+    """The Gram matrix (n, n) of a group's channels, standing at ``indices`` (n, m) of (C, C)."""
     n, m = indices.shape
     flat = torch.from_numpy(indices.ravel())
     return gram[flat][:, flat].reshape(n, m, n, m).sum((1, 3)).numpy()

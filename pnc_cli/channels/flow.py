@@ -17,49 +17,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .numbers import node_name
+from ..network.nodes import argument, function_of, given_first, node_name, path_of
+from .layers import Layer
+from .operations import (
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    ELEMENTWISE_LAYERS,
+    OVER_AN_AXIS,
+    RESHAPING,
+    SPATIAL,
+)
 from .ties import WHOLE, Seen, Ties, along, compact, whole
 
 Site = tuple[str, int]  # a tensor of the state dict and an axis of it
 FINE = 1 << 16  # elements up to which a bare parameter's are followed one by one
-MANY = 1 << 22  # products of elements that are followed one by one, at most
-_ELEMENTWISE = set(
-    """
-    relu relu_ relu6 gelu silu silu_ swish mish hardswish hardsigmoid hardtanh leaky_relu elu selu softplus
-    sigmoid sigmoid_ tanh tanh_ dropout contiguous clone float to type_as abs exp neg sqrt rsqrt square
-    clamp clamp_ pow add add_ iadd mul mul_ imul sub sub_ isub div div_ truediv itruediv maximum minimum
-    where hard_sigmoid hard_swish quick_gelu gelu_tanh maybe_add_mask addcmul
-""".split()
-)
-_RESHAPING = set(
-    """
-    reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze unbind chunk split
-    cat concat stack repeat reshape_as view_as getitem roll flip window_reverse window_reverse_nchw grid_reverse
-    grid_reverse_nchw deblockify
-""".split()
-)
-_OVER_AN_AXIS = set(
-    "mean sum amax amin var std norm softmax log_softmax normalize logsumexp".split()
-)
-_SPATIAL = set(
-    """
-    interpolate pad avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d
-    AvgPool2d MaxPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2dSame MaxPool2dSame LPPool2d
-    Upsample UpsamplingBilinear2d ZeroPad2d ReflectionPad2d ReplicationPad2d
-""".split()
-)
-_ELEMENTWISE_MODULES = set(
-    """
-    ReLU ReLU6 GELU SiLU Hardswish Hardsigmoid LeakyReLU ELU SELU Mish Sigmoid Tanh Hardtanh Dropout Dropout2d
-    Identity Softplus DropPath Swish HardSwish HardSigmoid HardMish GELUTanh QuickGELU SquaredReLU
-""".split()
-)
-_CONVOLUTIONS = {"Conv1d", "Conv2d", "Conv2dSame"}  # not those that standardise their weights
 
 
 class Flow(fx.Interpreter):
@@ -74,207 +50,118 @@ class Flow(fx.Interpreter):
         self.parameters: dict[str, Tensor] = {}  # ids of tensors that the graph uses bare
         self.stored = set(part.state_dict())
 
-    def run_node(self, n: fx.Node):
+    def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
         if n.op == "output":
             self._leave(n)
         elif isinstance(out, Tensor):
             self.seen[n] = self._follow(n, out)
         elif isinstance(out, (tuple, list)) and any(isinstance(o, Tensor) for o in out):
-            carried = self._carried(n) if node_name(n) in _RESHAPING else None
+            carried = self._carried(n) if node_name(n) in RESHAPING else None
             if carried is None:
                 self._leave(n)
                 carried = tuple(whole(getattr(o, "shape", ())) for o in out)
             self.seen[n] = carried
         return out
 
-    # what each kind of node does ------------------------------------------------------------------
-
     def _follow(self, n: fx.Node, out: Tensor) -> Seen:
+        """The ids of what ``n`` gave."""
         shape = tuple(out.shape)
+        ids: Tensor | None
         if n.op == "placeholder" or not out.is_floating_point():
-            self._leave(n)
-            return whole(shape)
-        if n.op == "get_attr":
-            return self._parameter(n.target, shape)
-        if n.op == "call_module":
-            ids = self._module(n, n.target, self.submodules[n.target], shape)
+            ids = None
+        elif n.op == "get_attr":
+            ids = self._parameter(path_of(n), shape)
+        elif n.op == "call_module":
+            ids = self._layer(n, shape)
         else:
-            ids = self._function(n, node_name(n), shape)
+            ids = self._function(n, shape)
         if ids is None:
             self._leave(n)
             return whole(shape)
         return Seen(shape, ids)
 
-    def _function(self, n: fx.Node, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        operands = [s for a in n.all_input_nodes if isinstance(s := self.seen.get(a), Seen)]
-        if name in _RESHAPING:
-            carried = self._carried(n)
-            if not isinstance(carried, Seen) or carried.shape != shape:
-                return None
-            return (
-                self._meet([carried, operands[1]], shape) if name.endswith("_as") else carried.ids
-            )
-        if not operands:
-            return None
-        x = operands[0]
-        if name == "expand":
-            return self._expanded(n, x, shape)
-        if name in _ELEMENTWISE:
-            return self._meet(operands, shape)
-        if name in _OVER_AN_AXIS and len(operands) == 1:
-            return self._over(x, _dims(n, name, len(x.shape)), shape)
-        if name in _SPATIAL and len(operands) == 1:
-            return self._merge(x.ids, range(-2, 0)) if len(x.shape) > 2 else None
-        if name in ("layer_norm", "rms_norm") and n.args[0] in self.seen:
-            for weights in operands[1:]:
-                self.ties.tie(weights.ids, torch.tensor(WHOLE))
-            return self._merge(x.ids, range(-len(n.args[1]), 0))
-        if name in ("matmul", "bmm") and len(operands) == 2:
-            a, b = (self.seen[a] for a in n.args)
-            return self._matmul(a, b) if min(len(a.shape), len(b.shape)) > 1 else None
-        if name == "scaled_dot_product_attention" and not n.kwargs.get("enable_gqa"):
-            return self._attention(n, shape)
-        if name == "linear":
-            return self._bare_linear(n, x, len(shape))
-        return None
+    def _of(self, value: object) -> Seen | None:
+        """The ids of an argument, if it is the value of a node that is one tensor."""
+        seen = self.seen.get(value) if isinstance(value, fx.Node) else None
+        return seen if isinstance(seen, Seen) else None
 
-    def _module(self, n: fx.Node, name: str, m: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
-        kind = type(m).__name__
-        x = self.seen.get(n.args[0]) if n.args and isinstance(n.args[0], fx.Node) else None
-        if not isinstance(x, Seen):
-            return None
-        if kind in _ELEMENTWISE_MODULES:
-            return x.ids
-        if kind in _CONVOLUTIONS and len(x.shape) == m.weight.ndim:
-            return self._convolution(name, m, x)
-        if kind == "ConvMlp":  # a leaf of timm's, in VGG's head
-            hidden = self._convolution(f"{name}.fc1", m.fc1, x)
-            self._read(f"{name}.fc2.weight", Seen((1, m.fc1.out_channels, 1, 1), hidden), 1)
-            return self._rows(f"{name}.fc2", m.fc2).reshape(1, -1, 1, 1)
-        if isinstance(m, nn.Linear):
-            self._read(f"{name}.weight", x, -1)
-            return self._rows(name, m).expand((1,) * (len(shape) - 1) + (-1,))
-        if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d)) and _plain_activation(m):
-            ids = self._merge(x.ids, [a for a in range(len(shape)) if a != 1])
-            for leaf in ("weight", "bias", "running_mean", "running_var"):
-                if getattr(m, leaf, None) is not None:
-                    self._site(f"{name}.{leaf}", 0, along(ids, 1, shape))
-            return ids
-        if kind in _SPATIAL:
-            return self._merge(x.ids, range(-2, 0)) if len(shape) > 2 else None
-        if isinstance(m, nn.LayerNorm):
-            return self._merge(x.ids, range(-len(m.normalized_shape), 0))
-        if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d)):
-            return self._merge(x.ids, range(1, len(shape)))
-        if isinstance(m, nn.Softmax):
-            return self._merge(x.ids, [m.dim])
-        if isinstance(m, nn.Flatten):
-            return compact(m(x.full))
-        return None
-
-    def _convolution(self, name: str, m: nn.Conv1d | nn.Conv2d, x: Seen) -> Tensor:
-        rows = self._rows(name, m)
-        if m.groups == 1:
-            self._read(f"{name}.weight", x, 1)
-        else:  # whole groups, of one channel each when depthwise
-            ids = self._merge(x.ids, [a for a in range(len(x.shape)) if a != 1])
-            given = along(ids, 1, x.shape).reshape(m.groups, -1)
-            written = rows.expand(m.out_channels).reshape(m.groups, -1)
-            self.ties.tie(given, written[:, :1])
-            self.ties.tie(written, written[:, :1])
-        return rows.reshape(1, -1, *[1] * (len(x.shape) - 2))
-
-    def _read(self, weight: str, x: Seen, axis: int) -> None:
-        """The columns of ``weight`` are the channels along ``axis`` of ``x``."""
-        axis %= len(x.shape)
-        ids = self._merge(x.ids, [a for a in range(len(x.shape)) if a != axis])
-        self._site(weight, 1, along(ids, axis, x.shape))
-        self.readers.add(weight)
-
-    def _rows(self, name: str, m: nn.Module) -> Tensor:
-        """The ids of what a layer writes."""
-        ids = self.sites.get((f"{name}.weight", 0))
-        if ids is None:
-            ids = self.ties.fresh(len(m.weight)) if len(m.weight) > 1 else torch.tensor([WHOLE])
-        self._site(f"{name}.weight", 0, ids)
-        if m.bias is not None:
-            self._site(f"{name}.bias", 0, ids)
-        return ids
-
-    def _site(self, tensor: str, axis: int, ids: Tensor) -> None:
-        if (tensor, axis) in self.sites:  # a layer that is used twice
-            self.ties.tie(self.sites[tensor, axis], ids)
-        self.sites[tensor, axis] = ids
-
-    def _parameter(self, name: str, shape: tuple[int, ...]) -> Seen:
-        """A bare parameter or buffer: an id for each element, or for each row of a large one."""
-        if name not in self.parameters:
-            sizes = list(shape)
-            if np.prod(sizes) > FINE:
-                sizes[1:] = [1] * (len(sizes) - 1)
-            if name not in self.stored and len(shape) > 1:  # a mask
-                sizes = [1] * len(shape)
-            count = int(np.prod(sizes, dtype=int))
-            ids = self.ties.fresh(count) if count > 1 else torch.tensor([WHOLE])
-            self.parameters[name] = ids.reshape(sizes)
-        return Seen(shape, self.parameters[name])
-
-    def _bare_linear(self, n: fx.Node, x: Seen, rank: int) -> Tensor | None:
-        weight, bias = (
-            n.kwargs.get(name, n.args[place] if len(n.args) > place else None)
-            for place, name in ((1, "weight"), (2, "bias"))
-        )
-        weight = self.seen.get(weight)
-        if not isinstance(weight, Seen):
-            return None
-        self.ties.tie(x.ids, torch.tensor(WHOLE))
-        rows = self._merge(weight.ids, [1])[:, 0]
-        if isinstance(bias, fx.Node):
-            self.ties.tie(self.seen[bias].full, rows)
-        return rows.reshape((1,) * (rank - 1) + (-1,))
-
-    # arithmetic on ids ----------------------------------------------------------------------------
+    def _operands(self, n: fx.Node) -> list[Seen]:
+        return [s for a in n.all_input_nodes if (s := self._of(a)) is not None]
 
     def _leave(self, n: fx.Node) -> None:
         """What runs into something that is not understood stays whole."""
         for a in n.all_input_nodes:
             seen = self.seen.get(a, ())
             for s in [seen] if isinstance(seen, Seen) else seen:
-                self.ties.tie(s.ids, torch.tensor(WHOLE))
+                self.ties.keep(s.ids)
 
-    def _merge(self, ids: Tensor, axes: Sequence[int]) -> Tensor:
-        """Ties along ``axes``: they do not shrink, or all at once."""
-        for axis in axes:
-            if ids.shape[axis] > 1:
-                first = ids.narrow(axis, 0, 1)
-                self.ties.tie(ids, first)
-                ids = first
-        return ids
+    # functions and methods; None where one is not understood
 
-    def _meet(self, operands: Sequence[Seen], shape: tuple[int, ...]) -> Tensor:
-        """Elementwise, with broadcasting: what meets is tied."""
-        rank = len(shape)
-        aligned = [s.to_rank(rank) for s in operands]
-        moving = [s for s in aligned if not s.is_whole]
-        for s in sorted(moving, key=lambda s: -s.ids.numel()):
-            others = {a for o in moving if o is not s for a in o.varies}
-            if others and not others & s.varies and all(s.shape[a] == 1 for a in others):
-                self.ties.tie(
-                    s.ids, torch.tensor(WHOLE)
-                )  # the same for all channels: a mask, a gate
-                moving = [o for o in moving if o is not s]
-        if not moving:
-            return torch.full((1,) * rank, WHOLE)
-        met = torch.broadcast_tensors(*(s.ids for s in moving))
-        for other in met[1:]:
-            self.ties.tie(met[0], other)
-        fixed = [s for s in aligned if not any(s is m for m in moving)]
-        return self._merge(met[0], [a for a in range(rank) if any(s.shape[a] > 1 for s in fixed)])
+    def _function(self, n: fx.Node, shape: tuple[int, ...]) -> Tensor | None:
+        name, operands = node_name(n), self._operands(n)
+        if name in RESHAPING:
+            return self._reshaped(n, operands, shape)
+        if not operands:
+            return None
+        x = operands[0]
+        if name == "expand":
+            return self._expanded(n, x, shape)
+        if name in ELEMENTWISE:
+            return self.ties.meet(operands, shape)
+        if name in OVER_AN_AXIS and len(operands) == 1:
+            dims = _dims(n, name, len(x.shape))
+            ids = self.ties.merge(x.ids, dims)
+            return ids if len(shape) == len(x.shape) else ids.squeeze(tuple(dims))
+        if name in SPATIAL and len(operands) == 1:
+            return self._spatial(x, len(x.shape))
+        if name in ("layer_norm", "rms_norm") and self._of(given_first(n)) is not None:
+            for weights in operands[1:]:
+                self.ties.keep(weights.ids)
+            return self.ties.merge(x.ids, range(-len(argument(n, 1, "normalized_shape")), 0))
+        if name in ("matmul", "bmm") and len(operands) == 2:
+            a, b = operands
+            return self.ties.matmul(a, b) if min(len(a.shape), len(b.shape)) > 1 else None
+        if name == "scaled_dot_product_attention" and not n.kwargs.get("enable_gqa"):
+            return self._attention(n)
+        if name == "linear":
+            return self._bare_linear(n, x, len(shape))
+        return None
 
-    def _over(self, x: Seen, dims: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-        ids = self._merge(x.ids, dims)
-        return ids if len(shape) == len(x.shape) else ids.squeeze(tuple(dims))
+    def _reshaped(
+        self, n: fx.Node, operands: Sequence[Seen], shape: tuple[int, ...]
+    ) -> Tensor | None:
+        carried = self._carried(n)
+        if not isinstance(carried, Seen) or carried.shape != shape:
+            return None
+        if node_name(n).endswith("_as"):  # it shrinks with what it is shaped like
+            return self.ties.meet([carried, operands[1]], shape)
+        return carried.ids
+
+    def _carried(self, n: fx.Node) -> Seen | tuple[Seen, ...] | None:
+        """A reshaping operation, done on the ids."""
+        if any(s.ids.numel() > 1 for s in self._operands(n)):
+            args: Any = fx.node.map_arg(n.args, self._ids_for)
+            kwargs: Any = fx.node.map_arg(n.kwargs, self._ids_for)
+            if n.op == "call_method":
+                method = {"view": "reshape"}.get(path_of(n), path_of(n))
+                out = getattr(args[0], method)(*args[1:], **kwargs)
+            else:
+                out = function_of(n)(*args, **kwargs)
+            if isinstance(out, Tensor):
+                return Seen(tuple(out.shape), compact(out))
+            return tuple(Seen(tuple(o.shape), compact(o)) for o in out)
+        first = given_first(n)
+        picked = self.seen.get(first) if first is not None else None
+        if node_name(n) == "getitem" and isinstance(picked, tuple):
+            return picked[argument(n, 1, "index")]
+        return None
+
+    def _ids_for(self, a: fx.Node) -> Any:
+        """What a reshaping operation is given on the ids: these for a tensor, sizes as they are."""
+        seen, value = self._of(a), self.env[a]
+        follows = isinstance(value, Tensor) and value.is_floating_point()
+        return value if seen is None or not follows else seen.full
 
     def _expanded(self, n: fx.Node, x: Seen, shape: tuple[int, ...]) -> Tensor:
         """What is repeated a number of times can be repeated less, if what it meets shrinks."""
@@ -290,66 +177,131 @@ class Flow(fx.Interpreter):
         fresh = self.ties.fresh(shape[counted[0]])
         return fresh.reshape([-1 if a == counted[0] else 1 for a in range(len(shape))])
 
-    def _sum_of_products(self, a: Seen, b: Seen, axis: int) -> Seen:
-        """Where there are too many products, tokens that differ from each other are tied: axes that
-        one of the two alone varies along."""
-        shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
-        axis %= len(shape)
-        if math.prod(torch.broadcast_shapes(a.ids.shape, b.ids.shape)) > MANY:
-            a, b = (
-                Seen(s.shape, self._merge(s.ids, sorted(s.varies - other.varies - {axis})))
-                for s, other in ((a, b), (b, a))
-            )
-        ids = self._merge(self._meet([a, b], shape), [axis])
-        return Seen(shape[:axis] + shape[axis + 1 :], ids.squeeze(axis))
+    def _spatial(self, x: Seen, rank: int) -> Tensor | None:
+        """What works on maps (..., H, W), each for itself."""
+        return self.ties.merge(x.ids, range(-2, 0)) if rank > 2 else None
 
-    def _matmul(self, a: Seen, b: Seen) -> Tensor:
-        """(..., N, D) @ (..., D, M)"""
-        return self._sum_of_products(a.wider(-1), b.wider(-3), -2).ids
+    def _attention(self, n: fx.Node) -> Tensor | None:
+        q, k = self._of(argument(n, 0, "query")), self._of(argument(n, 1, "key"))
+        v, mask = self._of(argument(n, 2, "value")), self._of(argument(n, 3, "attn_mask"))
+        if q is None or k is None or v is None:
+            return None
+        return self.ties.attention(q, k, v, mask)
 
-    def _attention(self, n: fx.Node, shape: tuple[int, ...]) -> Tensor | None:
-        """softmax(q k' + mask) v, for q, k, v (..., tokens, D)"""
-        mask = n.args[3] if len(n.args) > 3 else n.kwargs.get("attn_mask")
-        q, k, v = (self.seen[a] for a in n.args[:3])
-        scores = self._sum_of_products(q.wider(-2), k.wider(-3), -1)
-        if isinstance(mask, fx.Node):
-            scores = Seen(scores.shape, self._meet([scores, self.seen[mask]], scores.shape))
-        weights = Seen(scores.shape, self._merge(scores.ids, [-1]))
-        return self._matmul(weights, v)
+    def _bare_linear(self, n: fx.Node, x: Seen, rank: int) -> Tensor | None:
+        """``F.linear`` with weights of the graph's own: its rows may go, not what it reads."""
+        weight, bias = self._of(argument(n, 1, "weight")), self._of(argument(n, 2, "bias"))
+        if weight is None:
+            return None
+        self.ties.keep(x.ids)
+        rows = self.ties.merge(weight.ids, [1])[:, 0]
+        if bias is not None:
+            self.ties.tie(bias.full, rows)
+        return rows.reshape((1,) * (rank - 1) + (-1,))
 
-    def _carried(self, n: fx.Node) -> Seen | tuple[Seen, ...] | None:
-        """A reshaping operation, done on the ids."""
-        if any(
-            isinstance(s := self.seen.get(a), Seen) and s.ids.numel() > 1 for a in n.all_input_nodes
-        ):
-            args = fx.node.map_arg(n.args, self._ids_for)
-            kwargs = fx.node.map_arg(n.kwargs, self._ids_for)
-            if n.op == "call_method":
-                method = {"view": "reshape"}.get(n.target, n.target)
-                out = getattr(args[0], method)(*args[1:], **kwargs)
-            else:
-                out = n.target(*args, **kwargs)
-            if isinstance(out, Tensor):
-                return Seen(tuple(out.shape), compact(out))
-            return tuple(Seen(tuple(o.shape), compact(o)) for o in out)
-        if node_name(n) == "getitem" and isinstance(picked := self.seen.get(n.args[0]), tuple):
-            return picked[n.args[1]]
+    def _parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A bare parameter or buffer: an id for each element, or for each row of a large one."""
+        if name not in self.parameters:
+            sizes = list(shape)
+            if math.prod(sizes) > FINE:
+                sizes[1:] = [1] * (len(sizes) - 1)
+            if name not in self.stored and len(shape) > 1:  # a mask
+                sizes = [1] * len(shape)
+            count = math.prod(sizes)
+            ids = self.ties.fresh(count) if count > 1 else torch.tensor([WHOLE])
+            self.parameters[name] = ids.reshape(sizes)
+        return self.parameters[name]
+
+    # layers; None where one is not understood
+
+    def _layer(self, n: fx.Node, shape: tuple[int, ...]) -> Tensor | None:
+        m, x = self.submodules[path_of(n)], self._of(given_first(n))
+        kind = type(m).__name__
+        if x is None:
+            return None
+        if kind in ELEMENTWISE_LAYERS:
+            return x.ids
+        if kind in SPATIAL:
+            return self._spatial(x, len(shape))
+        if isinstance(m, nn.LayerNorm):
+            return self.ties.merge(x.ids, range(-len(m.normalized_shape), 0))
+        if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d)):
+            return self.ties.merge(x.ids, range(1, len(shape)))
+        if isinstance(m, nn.Softmax) and m.dim is not None:
+            return self.ties.merge(x.ids, [m.dim])
+        if isinstance(m, nn.Flatten):
+            return compact(m(x.full))
+        return self._weighted(path_of(n), m, x, len(shape))
+
+    def _weighted(self, name: str, m: nn.Module, x: Seen, rank: int) -> Tensor | None:
+        """A layer with a weight that can shrink."""
+        kind = type(m).__name__
+        if isinstance(m, (nn.Conv1d, nn.Conv2d)) and kind in CONVOLUTIONS:
+            return self._convolution(name, m, x) if len(x.shape) == m.weight.ndim else None
+        if kind == "ConvMlp":  # a leaf of timm's, in VGG's head
+            fc1, fc2 = cast(nn.Conv2d, m.fc1), cast(nn.Conv2d, m.fc2)
+            hidden = self._convolution(f"{name}.fc1", fc1, x)
+            self._read(f"{name}.fc2.weight", Seen((1, fc1.out_channels, 1, 1), hidden), 1)
+            return self._rows(f"{name}.fc2", fc2).reshape(1, -1, 1, 1)
+        if isinstance(m, nn.Linear):
+            self._read(f"{name}.weight", x, -1)
+            return self._rows(name, m).expand((1,) * (rank - 1) + (-1,))
+        if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d)) and _plain_activation(m):
+            return self._batch_norm(name, m, x)
         return None
 
-    def _ids_for(self, a: fx.Node):
-        seen, value = self.seen.get(a), self.env[a]
-        follows = isinstance(value, Tensor) and value.is_floating_point()
-        return seen.full if follows and isinstance(seen, Seen) else value
+    def _convolution(self, name: str, m: nn.Conv1d | nn.Conv2d, x: Seen) -> Tensor:
+        rows = self._rows(name, m)
+        if m.groups == 1:
+            self._read(f"{name}.weight", x, 1)
+        else:  # whole groups, of one channel each when depthwise
+            given = self._channels(x, 1).reshape(m.groups, -1)
+            written = rows.expand(m.out_channels).reshape(m.groups, -1)
+            self.ties.tie(given, written[:, :1])
+            self.ties.tie(written, written[:, :1])
+        return rows.reshape(1, -1, *[1] * (len(x.shape) - 2))
+
+    def _batch_norm(self, name: str, m: nn.BatchNorm1d | nn.BatchNorm2d, x: Seen) -> Tensor:
+        ids = self.ties.merge(x.ids, [a for a in range(len(x.shape)) if a != 1])
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            if getattr(m, leaf, None) is not None:
+                self._site(f"{name}.{leaf}", 0, along(ids, 1, x.shape))
+        return ids
+
+    def _channels(self, x: Seen, axis: int) -> Tensor:
+        """The ids of the channels along ``axis`` of ``x``; the other axes do not shrink."""
+        ids = self.ties.merge(x.ids, [a for a in range(len(x.shape)) if a != axis])
+        return along(ids, axis, x.shape)
+
+    def _read(self, weight: str, x: Seen, axis: int) -> None:
+        """The columns of ``weight`` are the channels along ``axis`` of ``x``."""
+        self._site(weight, 1, self._channels(x, axis % len(x.shape)))
+        self.readers.add(weight)
+
+    def _rows(self, name: str, m: Layer) -> Tensor:
+        """The ids of what a layer writes."""
+        ids = self.sites.get((f"{name}.weight", 0))
+        if ids is None:
+            ids = self.ties.fresh(len(m.weight)) if len(m.weight) > 1 else torch.tensor([WHOLE])
+        self._site(f"{name}.weight", 0, ids)
+        if m.bias is not None:
+            self._site(f"{name}.bias", 0, ids)
+        return ids
+
+    def _site(self, tensor: str, axis: int, ids: Tensor) -> None:
+        if (tensor, axis) in self.sites:  # a layer that is used twice
+            self.ties.tie(self.sites[tensor, axis], ids)
+        self.sites[tensor, axis] = ids
 
 
 def _dims(n: fx.Node, name: str, rank: int) -> list[int]:
-    place = 2 if name in ("normalize", "norm") else 1
-    dims = n.args[place] if len(n.args) > place else n.kwargs.get("dim")
-    dims = (1 if name == "normalize" else None) if dims is None else dims
-    dims = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
-    return [d % rank for d in dims]
+    """The axes that a sum, a norm or a softmax goes over."""
+    dims = argument(n, 2 if name in ("normalize", "norm") else 1, "dim")
+    if dims is None:
+        dims = 1 if name == "normalize" else range(rank)
+    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)]
 
 
 def _plain_activation(m: nn.Module) -> bool:
     """A batch norm, perhaps with an activation that keeps channels apart (timm's BatchNormAct2d)."""
-    return all(type(c).__name__ in _ELEMENTWISE_MODULES for c in m.children())
+    return all(type(c).__name__ in ELEMENTWISE_LAYERS for c in m.children())

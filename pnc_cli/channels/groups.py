@@ -9,16 +9,22 @@ some shrink less.  The idea of grouping by dependency is DepGraph's (Fang et al.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from ..network.nodes import given_first
 from .flow import Flow, Site
-from .numbers import Fixed, Place, place_of, shrink
+from .layers import Layer
+from .numbers import BufferAxis, ChannelCount, Fixed, count_in, shrink
 from .ties import WHOLE, Seen, compact
+
+Where = Site | ChannelCount | BufferAxis  # where channels stand: an axis of a tensor, or a number
+Stands = dict[Where, list[int]]  # the indices at which one unit stands there
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,13 @@ class Group:
 
     ``sites`` maps (tensor, axis) to an (n, m) array: the m indices that channel i of n has there.
     ``readers`` are the weights (convolutions, linear layers) that read the channels on axis 1.
-    ``places`` are numbers in the graph that count the channels, with their indices likewise.
+    ``counts`` are numbers in the graph that count the channels, and buffers that no checkpoint
+    holds, with their indices likewise.
     """
 
     sites: dict[Site, np.ndarray]
     readers: tuple[str, ...]
-    places: dict[Place, np.ndarray]
+    counts: dict[ChannelCount | BufferAxis, np.ndarray]
 
     @property
     def size(self) -> int:
@@ -40,6 +47,7 @@ class Group:
 
     @property
     def name(self) -> str:
+        """The first of the tensors that write the channels."""
         return min(t for t, axis in self.sites if axis == 0)
 
 
@@ -71,12 +79,12 @@ def kept_indices(
 
 def shrink_graph(part: fx.GraphModule, chosen: Chosen) -> None:
     """Changes the numbers in ``part``'s graph for the channels that stay (its weights: ``resize``)."""
-    gone: dict[Place, list[int]] = {}
+    gone: dict[ChannelCount | BufferAxis, list[int]] = {}
     for group, stay in chosen:
-        for place, indices in group.places.items():
-            gone.setdefault(place, []).extend(indices[~stay].ravel().tolist())
+        for where, indices in group.counts.items():
+            gone.setdefault(where, []).extend(indices[~stay].ravel().tolist())
     if gone:
-        shrink(part, {place: np.array(indices, dtype=int) for place, indices in gone.items()})
+        shrink(part, {where: np.array(indices, dtype=int) for where, indices in gone.items()})
 
 
 def what_stays(
@@ -85,104 +93,131 @@ def what_stays(
     """Which channels of each group stay, from the indices kept along axes of tensors."""
     chosen = []
     for group in groups:
-        for site in group.sites.keys() & kept.keys():
+        site = next((site for site in group.sites if site in kept), None)
+        if site is not None:  # any will do: a channel goes from all of its sites
             chosen.append((group, np.isin(group.sites[site][:, 0], kept[site])))
-            break
     return chosen
 
 
 def weight_cells(part: nn.Module, example: Tensor) -> dict[str, int]:
     """How often an image uses each weight of ``part``: cells of a convolution's output, tokens of
-    a linear layer's.  MACs are numbers in the weight times this."""
+    a linear layer's.  MACs are numbers in the weight times this.
+
+    ``example`` is a batch of features that ``part`` takes.
+    """
     cells: dict[str, int] = {}
 
-    def watch(name: str):
-        def hook(m, args, out) -> None:
-            per_image = out.numel() // len(example) // len(m.weight)
-            cells[name] = cells.get(name, 0) + per_image
-
-        return hook
+    def count(weight: str, layer: Layer, args: tuple, out: Tensor) -> None:
+        per_image = out.numel() // len(example) // len(layer.weight)
+        cells[weight] = cells.get(weight, 0) + per_image
 
     handles = [
-        m.register_forward_hook(watch(f"{name}.weight"))
+        m.register_forward_hook(partial(count, f"{name}.weight"))
         for name, m in part.named_modules()
-        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))
+        if isinstance(m, Layer)
     ]
-    with torch.no_grad():
-        part(example)
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad():
+            part(example)
+    finally:
+        for handle in handles:
+            handle.remove()
     return cells
 
 
 def _groups(flow: Flow) -> list[Group]:
-    """Units with the same sites and places, and the same number of indices at each."""
+    """Units that stand in the same axes and numbers, at equally many indices of each."""
     unit = _settle(flow)
-    sites = {site: unit[ids].numpy() for site, ids in flow.sites.items()}
-    places = {place: unit[ids].numpy() for place, ids in _places(flow, unit)}
-    for name, ids in flow.parameters.items():
-        roots = compact(unit[ids])
-        axes = [a for a, size in enumerate(roots.shape) if size > 1]
-        if axes and name in flow.stored:
-            sites[name, axes[0]] = roots.flatten().numpy()
-        elif axes:
-            places[Place(name, axes[0], roots.numel(), ())] = roots.flatten().numpy()
-    standing: dict[int, dict[Site | Place, list[int]]] = {}
-    for where, roots in [*sites.items(), *places.items()]:
+    alike: dict[frozenset[tuple[Where, int]], list[Stands]] = {}
+    for stands in _units(flow, unit):
+        key = frozenset((where, len(indices)) for where, indices in stands.items())
+        alike.setdefault(key, []).append(stands)
+    groups = (_group(members, flow.readers) for members in alike.values())
+    return [g for g in groups if g is not None]
+
+
+def _group(units: list[Stands], readers: set[str]) -> Group | None:
+    """The units as the channels of a group; None unless there are several, written and read."""
+    sites: dict[Site, np.ndarray] = {}
+    counts: dict[ChannelCount | BufferAxis, np.ndarray] = {}
+    for where in units[0]:
+        indices = np.array([stands[where] for stands in units])  # (n, m)
+        if isinstance(where, tuple):
+            sites[where] = indices
+        else:
+            counts[where] = indices
+    read_by = tuple(t for t, axis in sorted(sites) if axis == 1 and t in readers)
+    written = any(axis == 0 for _, axis in sites)
+    if not read_by or not written or len(units) < 2:
+        return None
+    return Group(dict(sorted(sites.items())), read_by, counts)
+
+
+def _units(flow: Flow, unit: Tensor) -> Iterable[Stands]:
+    """Where each unit stands, in the order of the graph; without what stays whole."""
+    standing: dict[int, Stands] = {}
+    for where, roots in _axes(flow, unit).items():
         for index, root in enumerate(roots.tolist()):
             if root != WHOLE:
                 standing.setdefault(root, {}).setdefault(where, []).append(index)
-    alike: dict[frozenset, list[dict]] = {}
-    for stands in standing.values():
-        key = frozenset((where, len(indices)) for where, indices in stands.items())
-        alike.setdefault(key, []).append(stands)
-    found = []
-    for members in alike.values():
-        indices = {where: np.array([m[where] for m in members]) for where in members[0]}
-        at = {site: i for site, i in indices.items() if site in sites}
-        readers = tuple(t for t, axis in sorted(at) if axis == 1 and t in flow.readers)
-        writers = [t for t, axis in at if axis == 0]
-        if readers and writers and len(members) > 1:
-            found.append(
-                Group(
-                    dict(sorted(at.items())),
-                    readers,
-                    {p: i for p, i in indices.items() if p in places},
-                )
-            )
-    return found
+    return standing.values()
+
+
+def _axes(flow: Flow, unit: Tensor) -> dict[Where, Tensor]:
+    """The unit of each index, (length,), along every axis and in every number that may shrink."""
+    axes: dict[Where, Tensor] = {site: unit[ids] for site, ids in flow.sites.items()}
+    bare: dict[Where, Tensor] = {}
+    for n, before in _reshaped(flow):
+        if (found := count_in(n, unit[before.full], _after(flow, n, unit))) is not None:
+            where, along = found
+            bare[where] = along
+    for name, ids in flow.parameters.items():
+        roots = compact(unit[ids])
+        if not (varying := _varying(roots)):
+            continue
+        axis, along = varying[0], roots.flatten()
+        if name in flow.stored:
+            axes[name, axis] = along
+        else:
+            bare[BufferAxis(name, axis, len(along))] = along
+    return axes | bare
 
 
 def _settle(flow: Flow) -> Tensor:
     """(count,) the unit of each id: a slice along one axis of every tensor that it stands in."""
+    unit = flow.ties.components()
+    while unfit := list(_crossing(flow, unit)) or list(_fixed(flow, unit)):
+        for ids, with_ids in unfit:
+            flow.ties.tie(ids, with_ids)
+        unit = flow.ties.components()
+    return unit
+
+
+def _crossing(flow: Flow, unit: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What has to be tied where units vary along several axes of a tensor: queries, keys and values
+    that each have their heads.  The shortest of the axes does not shrink then."""
     tensors = {id(s.ids): s.ids for s in _tensors(flow)}
     tensors |= {id(ids): ids for ids in flow.parameters.values()}
-    whole = torch.tensor(WHOLE)
-    while True:
-        unit, sound = flow.ties.components(), True
-        for ids in tensors.values():
-            roots = compact(unit[ids])
-            axes = [a for a, size in enumerate(roots.shape) if size > 1]
-            if len(axes) > 1:  # then the shortest does not shrink: queries, keys and values
-                axis = min(axes, key=lambda a: roots.shape[a])
-                flow.ties.tie(roots, roots.narrow(axis, 0, 1))
-                sound = False
-        if sound:
-            for n, before in _reshaped(flow):
-                try:
-                    place_of(n, unit[before.full], _after(flow, n, unit))
-                except Fixed:
-                    flow.ties.tie(unit[before.ids], whole)
-                    sound = False
-        if sound:
-            return unit
+    for ids in tensors.values():
+        roots = compact(unit[ids])
+        axes = _varying(roots)
+        if len(axes) > 1:
+            axis = min(axes, key=lambda a: roots.shape[a])
+            yield roots, roots.narrow(axis, 0, 1)
 
 
-def _places(flow: Flow, unit: Tensor) -> Iterator[tuple[Place, Tensor]]:
+def _fixed(flow: Flow, unit: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What has to be kept because a number in the graph that counts it cannot be changed."""
     for n, before in _reshaped(flow):
-        found = place_of(n, unit[before.full], _after(flow, n, unit))
-        if found is not None:
-            yield found[0], found[1]
+        try:
+            count_in(n, unit[before.full], _after(flow, n, unit))
+        except Fixed:
+            yield unit[before.ids], torch.tensor(WHOLE)
+
+
+def _varying(roots: Tensor) -> list[int]:
+    """The axes that compact ids vary along."""
+    return [axis for axis, size in enumerate(roots.shape) if size > 1]
 
 
 def _tensors(flow: Flow) -> Iterator[Seen]:
@@ -193,11 +228,13 @@ def _tensors(flow: Flow) -> Iterator[Seen]:
 def _reshaped(flow: Flow) -> Iterator[tuple[fx.Node, Seen]]:
     """Nodes in which a size may stand, and what goes into them."""
     for n in flow.seen:
-        before = flow.seen.get(n.args[0]) if n.args and isinstance(n.args[0], fx.Node) else None
+        first = given_first(n)
+        before = flow.seen.get(first) if first is not None else None
         if n.op != "call_module" and isinstance(before, Seen) and before.ids.numel() > 1:
             yield n, before
 
 
 def _after(flow: Flow, n: fx.Node, unit: Tensor) -> Tensor | None:
+    """The units of what ``n`` gave, in full shape, if that was one tensor."""
     after = flow.seen[n]
     return unit[after.full] if isinstance(after, Seen) else None

@@ -51,7 +51,8 @@ def neighbourhood(count: int, generator: torch.Generator) -> Callable[[Tensor], 
 def localised_features(source: Network, images: Tensor, cut: Position, seed: int) -> Tensor:
     """Cut features (2 N, ...) of uint8 ``images`` (N, C, H, W) and of a neighbour of each."""
     generator = torch.Generator().manual_seed(seed)
-    device, features, neighbours = device_of(source), [], []
+    device = device_of(source)
+    features, neighbours = [], []
     with recording(source.model, [cut.name]) as seen:
         for part in batches(len(images), BATCH):
             x = normalize(images[part].to(device), source.ref.preprocessing)

@@ -1,29 +1,37 @@
-"""Sizes that stand in a graph as numbers: where they are, and how they change with the channels.
+"""Numbers in a graph that count channels: where they are, and how they change with the channels.
 
 ``x.reshape(B, N, 3, 4, 48)`` says that there are four heads.  When one is removed, the 4 must
-become a 3: such a number is a place where channels stand, as an axis of a weight is.
+become a 3: channels stand in such a number as they stand in an axis of a weight.  So they do in
+buffers that no checkpoint holds, such as masks, which are shortened here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..network.nodes import argument, node_name
+
 _VIEWS = ("reshape", "view", "expand")
 _SPLITS = ("chunk", "split", "split_with_sizes")
+_WHOLE_AXES = {  # work on all of an axis, whatever its length; where it is among the arguments
+    "unbind": (1, "dim"),
+    "roll": (2, "dims"),
+    "flip": (1, "dims"),
+}
 
 
-@dataclass(frozen=True, order=True)
-class Place:
+@dataclass(frozen=True)
+class ChannelCount:
     """Numbers in the arguments of ``node`` that count channels along an axis of ``length``.
 
     They are the distances of ``bounds``: of (0, length) for a size, of all ends for a split, of
     (start, stop) for a slice.  ``slot`` says which size, which axis is split, which item.
-    Without bounds, ``node`` is a buffer that no checkpoint holds, and ``slot`` an axis of it.
     """
 
     node: str
@@ -32,124 +40,141 @@ class Place:
     bounds: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class BufferAxis:
+    """An axis, of ``length``, of a buffer that no checkpoint holds."""
+
+    buffer: str
+    axis: int
+    length: int
+
+
 class Fixed(Exception):
     """The axis cannot become shorter at this node."""
 
 
-def node_name(n: fx.Node) -> str:
-    """What a node calls, by one name for ``torch.relu``, ``F.relu`` and ``Tensor.relu``."""
-    return n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
-
-
-def place_of(n: fx.Node, before: Tensor, after: Tensor | None) -> tuple[Place, Tensor] | None:
+def count_in(
+    n: fx.Node, before: Tensor, after: Tensor | None
+) -> tuple[ChannelCount, Tensor] | None:
     """The numbers in ``n`` that change when channels go, and the channel ids along their axis.
 
     ``before`` and ``after`` are the ids (in full shape, varying along one axis at most) of what
     goes into ``n`` and, if that is one tensor, of what comes out.  None where no number changes.
 
-    Raises ``Fixed`` where it cannot be changed.
+    Raises ``Fixed`` where the channels' axis must keep its length.
     """
     name = node_name(n)
     if name in _VIEWS or name == "unflatten":
-        return _size(n, name, after)
-    axis = varying(before)
+        return None if after is None else _size(n, name, after)
+    axis = _varying(before)
     if axis is None:
         return None
     if name in _SPLITS:
         return _split(n, name, axis, before)
     if name == "getitem":
         return _slice(n, axis, before)
-    dims = ()
-    if name in ("unbind", "roll", "flip"):
-        place, key = {"unbind": (1, "dim"), "roll": (2, "dims"), "flip": (1, "dims")}[name]
-        dims = _argument(n, place, key, 0)
-        dims = [dims] if isinstance(dims, int) else dims
-    if axis in [d % before.ndim for d in dims]:
-        raise Fixed
+    if name in _WHOLE_AXES:
+        dims = argument(n, *_WHOLE_AXES[name], 0)
+        if axis in [d % before.ndim for d in ([dims] if isinstance(dims, int) else dims)]:
+            raise Fixed
     return None
 
 
-def _size(n: fx.Node, name: str, after: Tensor | None):
-    axis, sizes = varying(after), _sizes(n)
+def _size(n: fx.Node, name: str, after: Tensor) -> tuple[ChannelCount, Tensor] | None:
+    """The size that a view gives to the channels' axis."""
+    axis, sizes = _varying(after), _sizes(n)
+    if axis is None or isinstance(sizes, fx.Node):
+        return None  # a size that is taken from a tensor follows by itself
     slot = axis
-    if axis is not None and name == "unflatten":
-        dim = _argument(n, 1, "dim", 0)
+    if name == "unflatten":  # its sizes are those of the axes from ``dim`` on
+        dim = argument(n, 1, "dim", 0)
         slot = axis - (dim if dim >= 0 else dim + after.ndim - len(sizes) + 1)
         if not 0 <= slot < len(sizes):
             return None
-    if axis is None or isinstance(sizes, fx.Node) or sizes[slot] == -1:
-        return None  # a size that is taken from a tensor, or from the others, follows by itself
+    if sizes[slot] == -1:
+        return None  # it follows from the others
     if not isinstance(sizes[slot], int):
         raise Fixed
-    return _place(n, slot, axis, after, (0, after.shape[axis]))
+    return _count(n, slot, axis, after, (0, after.shape[axis]))
 
 
-def _split(n: fx.Node, name: str, axis: int, before: Tensor):
+def _split(n: fx.Node, name: str, axis: int, before: Tensor) -> tuple[ChannelCount, Tensor] | None:
+    """The sizes of the parts that the channels' axis is split into."""
+    if axis != argument(n, 2, "dim", 0) % before.ndim:
+        return None
     how = n.args[1] if len(n.args) > 1 else next(v for k, v in n.kwargs.items() if k != "dim")
-    if axis != _argument(n, 2, "dim", 0) % before.ndim:
-        return None
-    length = before.shape[axis]
-    if name == "chunk":
-        how = -(-length // how)
-    sizes = (
-        [how] * (length // how) + [length % how] * (length % how > 0)
-        if isinstance(how, int)
-        else how
-    )
-    if any(isinstance(s, fx.Node) for s in sizes):
+    sizes = _part_sizes(how, name == "chunk", before.shape[axis])
+    return _count(n, axis, axis, before, (0, *np.cumsum(sizes).tolist()))
+
+
+def _part_sizes(how: Any, is_number: bool, length: int) -> list[int]:
+    """Sizes of the parts of ``length``: ``how`` is the size of each, or their number, or all."""
+    if isinstance(how, int):
+        size = -(-length // how) if is_number else how
+        return [min(size, length - start) for start in range(0, length, size)]
+    if isinstance(how, fx.Node) or any(isinstance(size, fx.Node) for size in how):
         raise Fixed
-    return _place(n, axis, axis, before, (0, *np.cumsum(sizes).tolist()))
+    return list(how)
 
 
-def _slice(n: fx.Node, axis: int, before: Tensor):
-    items = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
+def _slice(n: fx.Node, axis: int, before: Tensor) -> tuple[ChannelCount, Tensor] | None:
+    """The start and the stop of a slice of the channels' axis."""
+    items = _items(n)
     slot = _item_for(items, axis, before.ndim)
-    item = slice(None) if slot is None else items[slot]
-    if item == slice(None):
+    if slot is None or items[slot] == slice(None):
         return None
+    item = items[slot]
     if not isinstance(item, slice) or item.step not in (None, 1):
         raise Fixed
     if any(isinstance(bound, fx.Node) for bound in (item.start, item.stop)):
         raise Fixed
     start, stop, _ = item.indices(before.shape[axis])
-    return _place(n, slot, axis, before, (start, max(start, stop)))
+    return _count(n, slot, axis, before, (start, max(start, stop)))
 
 
-def shrink(part: fx.GraphModule, gone: Mapping[Place, np.ndarray]) -> None:
-    """Changes the numbers in the graph for what is ``gone``: indices along each place's axis."""
+def _count(
+    n: fx.Node, slot: int, axis: int, ids: Tensor, bounds: tuple[int, ...]
+) -> tuple[ChannelCount, Tensor]:
+    along = ids.movedim(axis, 0).flatten(1)[:, 0]
+    return ChannelCount(n.name, slot, ids.shape[axis], bounds), along
+
+
+def shrink(part: fx.GraphModule, gone: Mapping[ChannelCount | BufferAxis, np.ndarray]) -> None:
+    """Changes numbers and buffers for what is ``gone``: indices along each one's axis."""
     nodes = {n.name: n for n in part.graph.nodes}
-    for place, indices in gone.items():
-        stays = np.ones(place.length, dtype=bool)
+    for where, indices in gone.items():
+        stays = np.ones(where.length, dtype=bool)
         stays[indices] = False
-        if not place.bounds:
-            owner, _, leaf = place.node.rpartition(".")
+        if isinstance(where, BufferAxis):
+            owner, _, leaf = where.buffer.rpartition(".")
             module, index = part.get_submodule(owner), torch.from_numpy(np.flatnonzero(stays))
             buffer = getattr(module, leaf)
-            setattr(module, leaf, buffer.index_select(place.slot, index.to(buffer.device)))
-            continue
-        upto = np.concatenate([[0], np.cumsum(stays)])  # how many of the first i stay
-        _rewrite(nodes[place.node], place.slot, upto[list(place.bounds)].tolist())
+            setattr(module, leaf, buffer.index_select(where.axis, index.to(buffer.device)))
+        else:
+            upto = np.concatenate([[0], np.cumsum(stays)])  # how many of the first i stay
+            _rewrite(nodes[where.node], where.slot, upto[list(where.bounds)].tolist())
     part.recompile()
 
 
 def _rewrite(n: fx.Node, slot: int, bounds: list[int]) -> None:
+    """Puts the distances of ``bounds`` where :func:`count_in` found numbers."""
     name = node_name(n)
     distances = np.diff(bounds).tolist()
     if name in _SPLITS:
         n.target = "split" if n.op == "call_method" else torch.split
         n.args, n.kwargs = (n.args[0], distances, slot), {}
     elif name == "getitem":
-        items = list(n.args[1]) if isinstance(n.args[1], tuple) else [n.args[1]]
+        items = list(_items(n))
         items[slot] = slice(*bounds)
         n.args = (n.args[0], tuple(items))
     else:
         sizes = list(_sizes(n))
         sizes[slot] = distances[0]
-        dim = (_argument(n, 1, "dim", 0),) if name == "unflatten" else ()
+        dim = (argument(n, 1, "dim", 0),) if name == "unflatten" else ()
         n.args, n.kwargs = (n.args[0], *dim, tuple(sizes)), {}
 
 
-def varying(ids: Tensor) -> int | None:
+def _varying(ids: Tensor) -> int | None:
     """The axis that ids of full shape vary along, if any."""
     for axis, size in enumerate(ids.shape):
         if size > 1 and not bool((ids == ids.narrow(axis, 0, 1)).all()):
@@ -157,23 +182,19 @@ def varying(ids: Tensor) -> int | None:
     return None
 
 
-def _place(n: fx.Node, slot: int, axis: int, ids: Tensor, bounds: tuple[int, ...]):
-    along = ids.movedim(axis, 0).flatten(1)[:, 0]
-    return Place(n.name, slot, ids.shape[axis], bounds), along
-
-
-def _argument(n: fx.Node, place: int, name: str, default):
-    return n.args[place] if len(n.args) > place else n.kwargs.get(name, default)
-
-
-def _sizes(n: fx.Node):
+def _sizes(n: fx.Node) -> Any:
     """The sizes given to a view: a sequence of numbers and nodes, or one node for all."""
     first = 2 if node_name(n) == "unflatten" else 1
     given = n.args[first:] or tuple(v for k, v in n.kwargs.items() if k != "dim")
     return given[0] if len(given) == 1 and not isinstance(given[0], int) else given
 
 
-def _item_for(items: tuple, axis: int, rank: int) -> int | None:
+def _items(n: fx.Node) -> tuple[Any, ...]:
+    """The items of an indexing expression."""
+    return n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
+
+
+def _item_for(items: Sequence[object], axis: int, rank: int) -> int | None:
     """Which of the items of an indexing expression is for ``axis``; None if none is."""
     real = [i for i, item in enumerate(items) if item is not None and item is not Ellipsis]
     dots = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +28,18 @@ from ..manifest import Kept, ModuleTensor
 from ..network.part import Module, resize
 from .contributions import energies, log_answers, movements
 from .flow import Site
-from .groups import Group, kept_indices, prunable_groups, shrink_graph
+from .groups import Chosen, Group, kept_indices, prunable_groups, shrink_graph
+from .layers import Watcher, layer_of, watching
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
 SAMPLES = 256  # localised samples that answers are looked at on
-MASKED = 96  # of them, with half of a group masked, for each group
+MASKED = 96  # of them, those that each group is masked on, half of it
 CURVED = 3.0  # weight of the answers' movement beside the energy's
 TOLERANCE = 1e-3  # between the masked dense module and the pruned one, relative
+
+
+Shapes = dict[str, list[int]]  # of the module's tensors, as channels go
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
 
 
 def rank_groups(module: Module, features: Tensor, groups: list[Group]) -> list[Ranked]:
-    """Ranks the channels of some of the ``groups`` of ``module``."""
+    """Ranks the channels of ``groups`` of ``module`` on localised ``features`` (N, ...) at its cut."""
     if not groups:
         return []
     some = features[spread(len(features), SAMPLES)]
@@ -96,32 +102,82 @@ def select(
     there are none).
 
     Step by step the group loses channels whose removal costs least for what it saves of that of
-    the two which is over.
+    the two which is over.  Some of every group always stays, so more than ``share`` may be left.
     """
-    tensors = {n: list(t.shape) for n, t in module.part.state_dict().items()}
+    shapes = {n: list(t.shape) for n, t in module.part.state_dict().items()}
     removed = [0] * len(ranked)
-    while weight := prices(module, tensors, cells, share):
-        best, best_price = None, np.inf
-        for i, r in enumerate(ranked):
-            step = max(1, r.group.size // STEPS)
-            if removed[i] + step > r.group.size * (1 - FLOOR):
-                continue
-            damage = r.sensitivity * (r.missing[removed[i] + step] - r.missing[removed[i]])
-            price = damage / _saved(tensors, weight, r.group, step)
-            if price < best_price:
-                best, best_price = i, price
+    while costs := _costs(module, shapes, cells, share):
+        best = _cheapest(ranked, removed, shapes, costs)
         if best is None:
             break
-        step = max(1, ranked[best].group.size // STEPS)
-        removed[best] += step
-        for (tensor, axis), indices in ranked[best].group.sites.items():
-            tensors[tensor][axis] -= step * indices.shape[1]
+        group = ranked[best].group
+        removed[best] += _step(group)
+        for (tensor, axis), indices in group.sites.items():
+            shapes[tensor][axis] -= _step(group) * indices.shape[1]
     kept = []
     for r, count in zip(ranked, removed):
         stay = np.ones(r.group.size, dtype=bool)
         stay[r.order[:count]] = False
         kept.append((r.group, stay))
     return kept
+
+
+def _step(group: Group) -> int:
+    """How many channels a group loses at a time."""
+    return max(1, group.size // STEPS)
+
+
+def _cheapest(
+    ranked: list[Ranked], removed: list[int], shapes: Shapes, costs: dict[str, float]
+) -> int | None:
+    """Which group's next step does least damage for what it saves; None if none can lose more."""
+    best, best_price = None, np.inf
+    for i, r in enumerate(ranked):
+        gone, step = removed[i], _step(r.group)
+        if gone + step > r.group.size * (1 - FLOOR):
+            continue
+        damage = r.sensitivity * (r.missing[gone + step] - r.missing[gone])
+        price = damage / _saved(shapes, costs, r.group, step)
+        if price < best_price:
+            best, best_price = i, price
+    return best
+
+
+def _saved(shapes: Shapes, costs: dict[str, float], group: Group, step: int) -> float:
+    """The share of the module that goes with ``step`` channels of ``group``."""
+    saved = 0.0
+    for (tensor, axis), indices in group.sites.items():
+        shape = shapes[tensor]
+        saved += costs[tensor] * math.prod(shape) * step * indices.shape[1] / max(shape[axis], 1)
+    return max(saved, 1e-12)
+
+
+def _costs(module: Module, shapes: Shapes, cells: dict[str, int], share: float) -> dict[str, float]:
+    """What a number of each tensor costs, as a share of the whole module: of its parameters and
+    of its MACs, each weighed by how far the shrunken ``shapes`` are above ``share`` of it.
+
+    Empty when they are above neither.
+    """
+    whole = _numbers({n: t.shape for n, t in module.part.state_dict().items()})
+    now = _numbers(shapes)
+    parameters, work = sum(whole.values()), max(_macs(whole, cells), 1.0)
+    over_parameters = sum(now.values()) / parameters - share
+    over_macs = _macs(now, cells) / work - share
+    over = np.maximum([over_parameters, over_macs], 0.0)
+    if not over.any():
+        return {}
+    of_parameters, of_macs = over / over.sum()
+    return {n: of_parameters / parameters + of_macs * cells.get(n, 0) / work for n in shapes}
+
+
+def _numbers(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """How many numbers each tensor holds."""
+    return {n: float(math.prod(shape)) for n, shape in shapes.items()}
+
+
+def _macs(numbers: dict[str, float], cells: dict[str, int]) -> float:
+    """MACs per image of tensors of so many ``numbers``."""
+    return sum(count * cells.get(n, 0) for n, count in numbers.items())
 
 
 def prune(
@@ -150,33 +206,32 @@ def prune(
     return _remove(module, slices, sound)
 
 
-class masked:
+@contextmanager
+def masked(part: nn.Module, chosen: Chosen) -> Iterator[None]:
     """Within it, a module's readers see zeros for the channels that are not kept."""
-
-    def __init__(self, part: nn.Module, chosen: list[tuple[Group, np.ndarray]]) -> None:
-        self.part, self.chosen, self.handles = part, chosen, []
-
-    def __enter__(self) -> None:
-        for group, stay in self.chosen:
-            for reader in group.readers:
-                m = self.part.get_submodule(reader.removesuffix(".weight"))
-                mask = torch.ones(m.weight.shape[1])
-                mask[torch.from_numpy(group.sites[reader, 1][~stay].ravel())] = 0.0
-                mask = mask.reshape(-1, *[1] * (m.weight.ndim - 2))  # (C, 1, 1) for convolutions
-                self.handles.append(
-                    m.register_forward_pre_hook(_multiply(mask.to(m.weight.device)))
-                )
-
-    def __exit__(self, *error) -> None:
-        for handle in self.handles:
-            handle.remove()
+    masks = [
+        (reader, _mask(part, group, stay, reader))
+        for group, stay in chosen
+        for reader in group.readers
+    ]
+    with watching(part, masks):
+        yield
 
 
-def _multiply(mask: Tensor):
-    return lambda module, args: (args[0] * mask, *args[1:])
+def _mask(part: nn.Module, group: Group, stay: np.ndarray, reader: str) -> Watcher:
+    """Sets what ``reader`` reads to zero for the channels of ``group`` that do not stay."""
+    weight = layer_of(part, reader).weight
+    mask = torch.ones(weight.shape[1])
+    mask[torch.from_numpy(group.sites[reader, 1][~stay].ravel())] = 0.0
+    mask = mask.reshape(-1, *[1] * (weight.ndim - 2))  # (C, 1, 1) for convolutions
+    mask = mask.to(weight.device)
+    return lambda x: x * mask
 
 
-def _remove(module: Module, slices, chosen) -> tuple[Module, dict[str, ModuleTensor]]:
+def _remove(
+    module: Module, slices: Mapping[str, ModuleTensor], chosen: Chosen
+) -> tuple[Module, dict[str, ModuleTensor]]:
+    """:func:`prune`, unchecked."""
     pruned = copy.deepcopy(module)
     state = pruned.part.state_dict()
     lengths = {(n, axis): size for n, t in state.items() for axis, size in enumerate(t.shape)}
@@ -187,9 +242,8 @@ def _remove(module: Module, slices, chosen) -> tuple[Module, dict[str, ModuleTen
             cuts[site] = indices if before is None else np.intersect1d(before, indices)
     kept = dict(slices)
     for (name, axis), indices in cuts.items():
-        state[name] = state[name].index_select(
-            axis, torch.from_numpy(indices).to(state[name].device)
-        )
+        tensor = state[name]
+        state[name] = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
         done = {k.axis: k.indices for k in kept[name].kept}
         earlier = done.get(axis)
         done[axis] = [earlier[i] for i in indices] if earlier is not None else indices.tolist()
@@ -200,7 +254,8 @@ def _remove(module: Module, slices, chosen) -> tuple[Module, dict[str, ModuleTen
 
 
 @torch.no_grad()
-def _agrees(module: Module, pruned: Module, chosen, example: Tensor) -> bool:
+def _agrees(module: Module, pruned: Module, chosen: Chosen, example: Tensor) -> bool:
+    """Whether the pruned module answers as the dense one does with its channels masked."""
     try:
         found = torch.cat(pruned(example.clone()), dim=1)
     except RuntimeError:
@@ -211,44 +266,17 @@ def _agrees(module: Module, pruned: Module, chosen, example: Tensor) -> bool:
 
 
 def _unit_trace(gram: np.ndarray) -> np.ndarray:
+    """Scaled, so that two kinds of Gram matrices can be added."""
     return gram / max(float(np.trace(gram)), 1e-30)
 
 
 @torch.no_grad()
 def _answers(module: Module, features: Tensor) -> Tensor:
+    """Log-probabilities (N, K) of the clone classes."""
     logits = [module(features[p].clone())[1] for p in batches(len(features), 64)]
     return log_answers(torch.cat(logits))
 
 
 def _divergence(expected: Tensor, found: Tensor) -> float:
+    """Kullback-Leibler, in nats, of log-probabilities (N, K)."""
     return F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
-
-
-def prices(
-    module: Module, tensors: dict[str, list[int]], cells: dict[str, int], share: float
-) -> dict[str, float]:
-    """What a number of each tensor costs, as a share of the whole module: of its parameters and of
-    its MACs, each weighed by how far the shrunken ``tensors`` are above ``share`` of it.
-
-    Empty when they are above neither.
-    """
-    count = lambda shapes: {n: float(math.prod(s)) for n, s in shapes.items()}
-    macs = lambda numbers: sum(v * cells.get(n, 0) for n, v in numbers.items())
-    whole, now = count({n: t.shape for n, t in module.part.state_dict().items()}), count(tensors)
-    parameters, work = sum(whole.values()), max(macs(whole), 1.0)
-    over = np.maximum([sum(now.values()) / parameters - share, macs(now) / work - share], 0.0)
-    if not over.any():
-        return {}
-    of_parameters, of_macs = over / over.sum()
-    return {n: of_parameters / parameters + of_macs * cells.get(n, 0) / work for n in tensors}
-
-
-def _saved(
-    tensors: dict[str, list[int]], weight: dict[str, float], group: Group, step: int
-) -> float:
-    """The share of the module that goes with ``step`` channels of ``group``."""
-    saved = 0.0
-    for (tensor, axis), indices in group.sites.items():
-        shape = tensors[tensor]
-        saved += weight[tensor] * math.prod(shape) * step * indices.shape[1] / max(shape[axis], 1)
-    return max(saved, 1e-12)

@@ -2,16 +2,21 @@
 
 Sizes, devices and the like are found by running the graph on batches of two sizes: what is the
 same is a constant, what grows with the batch is so many times the batch size.  Neither is lost by
-a cut: both can be had from any tensor of the batch.
+a cut: both can be had from any tensor of the batch.  What follows from an image is found by
+following the graph from its input.
 """
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument
+
+from .nodes import node_name, path_of
 
 SMALL, LARGE = 2, 3  # the batch sizes that are compared
 
@@ -40,6 +45,7 @@ class _Varies(Exception):
 
 
 def holds_tensor(value: object) -> bool:
+    """Whether a node's value is a tensor (or the ``Shape`` of one), or holds one."""
     if isinstance(value, (Shape, Tensor)):
         return True
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
@@ -63,6 +69,7 @@ def known_values(small: dict[str, object], large: dict[str, object]) -> dict[str
 
 
 def _fold(a: object, b: object) -> object:
+    """A node's value in terms of the batch, from what it is for a small one and for a large one."""
     if isinstance(a, torch.device):
         return Device()
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
@@ -80,19 +87,21 @@ def _fold(a: object, b: object) -> object:
     raise _Varies
 
 
-def unfold(value: object, features: fx.Node) -> object:
+def unfold(value: object, features: fx.Node) -> Argument:
     """A known value as an argument in the graph of ``features``, a tensor of the batch."""
     graph = features.graph
     if isinstance(value, Device):
         return graph.call_function(getattr, (features, "device"))
     if isinstance(value, Batch):
         size = graph.call_method("size", (features, 0))
-        return size if value.times == 1 else graph.call_function(operator.mul, (size, value.times))
+        if value.times == 1:
+            return size
+        return graph.call_function(operator.mul, (size, value.times))
     if isinstance(value, (tuple, list)):
         return tuple(unfold(v, features) for v in value)
     if isinstance(value, slice):
         return slice(*(unfold(v, features) for v in (value.start, value.stop, value.step)))
-    return value
+    return cast(Argument, value)  # a number, a name, a type
 
 
 def image_dependent(graph: fx.Graph, known: dict[str, object]) -> set[fx.Node]:
@@ -113,20 +122,20 @@ def image_dependent(graph: fx.Graph, known: dict[str, object]) -> set[fx.Node]:
 
 _VIEWS = {operator.getitem, "view", "reshape", "select", "narrow", "transpose", "permute"}
 _VIEWS |= {"chunk", "unbind", "split", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"}
-
-
-def _in_place(n: fx.Node) -> bool:
-    if n.op == "call_method":
-        return n.target.endswith("_") and not n.target.endswith("__")
-    name = getattr(n.target, "__name__", "")
-    return n.op == "call_function" and (n.target is operator.setitem or name in _IN_PLACE)
-
-
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 
 
+def _in_place(n: fx.Node) -> bool:
+    """Whether ``n`` writes to its first argument."""
+    if n.op == "call_method":
+        return path_of(n).endswith("_") and not path_of(n).endswith("__")
+    if n.op == "call_function":
+        return n.target is operator.setitem or node_name(n) in _IN_PLACE
+    return False
+
+
 def _written(n: object) -> set[fx.Node]:
-    """A node that is written to and those it is a view of, which the image's size alone made."""
+    """A node that is written to and those it is a view of, up to what the network was given."""
     found = set()
     while isinstance(n, fx.Node) and n.op not in ("placeholder", "get_attr"):
         found.add(n)

@@ -13,7 +13,7 @@ from .load import Network
 from .position import Position
 from .record import recording
 
-BATCH = 128
+BATCH = 128  # images that a network is given at a time
 
 
 def device_of(network: Network) -> torch.device:
@@ -28,7 +28,10 @@ def target_features(
     *,
     progress: Progress = no_progress,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Pre-logits (N, D), logits (N, C) and tap features of uint8 ``images`` (N, C, H, W)."""
+    """Pre-logits (N, D), logits (N, classes) and, by tap, features (N, ...) of ``images``.
+
+    These are uint8 (N, C, H, W) at the target's input size.
+    """
     taps, device = list(taps), device_of(target)
     pre, logits = [], []
     features: dict[str, list[Tensor]] = {t: [] for t in taps}
@@ -52,15 +55,15 @@ def source_features(
     *,
     progress: Progress = no_progress,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (N, C) and cut features of uint8 ``images``."""
+    """Logits (N, classes) and, by cut, features (N, ...) of uint8 ``images`` (N, C, H, W)."""
     names, device = [c.name for c in cuts], device_of(source)
-    logits, features = [], {n: [] for n in names}
+    logits = []
+    features: dict[str, list[Tensor]] = {n: [] for n in names}
     with recording(source.model, names) as seen:
         for part in batches(len(images), BATCH):
             progress("source features", part.start, len(images))
-            logits.append(
-                source.model(normalize(images[part].to(device), source.ref.preprocessing))
-            )
+            z = source.model(normalize(images[part].to(device), source.ref.preprocessing))
+            logits.append(z)
             for n in names:
                 features[n].append(seen[n])
     progress("source features", len(images), len(images))

@@ -6,11 +6,12 @@ Its ``FlopCounterMode`` breaks on some graphs without gradients, so the formulas
 from __future__ import annotations
 
 import torch
+from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
 
-def count_flops(func, args: tuple, kwargs: dict, out: object) -> int:
-    """Floating point operations (two a multiply-accumulate) of a call of the ATen operator ``func``."""
+def count_flops(func: OpOverload, args: tuple, kwargs: dict, out: object) -> int:
+    """Floating point operations, two a multiply-accumulate, of a call of an ATen operator."""
     count = flop_registry.get(func._overloadpacket)
     if count is None and "scaled_dot_product" in str(func):
         count = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument, map_aggregate
 
 from ..errors import Incompatible
 from .constants import LARGE, SMALL, Shape, image_dependent, known_values, unfold
@@ -42,14 +44,14 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], seen: Outline | No
     graph, tracer = trace_graph(model, input_size)
     _drop_dead(graph)
     small, large = on_shapes(
-        model, lambda m: [_run(m, graph, input_size, n) for n in (SMALL, LARGE)]
+        model, lambda m: [_values(m, graph, input_size, n) for n in (SMALL, LARGE)]
     )
-    known = known_values(small.values, large.values)
+    known = known_values(small, large)
     depends = image_dependent(graph, known)
     seen = seen or observe(model, input_size)
     return Trace(
         root=model,
-        positions=tuple(_positions(seen, graph, tracer, small.values, depends)),
+        positions=tuple(_positions(seen, graph, tracer, small, depends)),
         macs=seen.macs,
         graph=graph,
         known=known,
@@ -57,19 +59,22 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], seen: Outline | No
 
 
 def part_after(tr: Trace, position: Position, outputs: list[str]) -> fx.GraphModule:
-    """The network after ``position``: a module from the position's tensor to the named nodes.
+    """The network after ``position``: a module from the position's tensor to the ``outputs``.
 
-    Parameter-only expressions computed before the cut are carried along; sizes that do not
-    depend on the batch become constants.  Modules are shared with ``tr.root``, not copied.
+    These are names of nodes; the module returns a tuple of their values.  What the parameters
+    alone give is computed again, sizes are taken from the position's tensor.  Modules are shared
+    with ``tr.root``, not copied; the part's state holds nothing that the root's does not.
+
+    Raises ``Incompatible`` where something else that depends on the image is still needed.
     """
     nodes = list(tr.graph.nodes)
     cut = nodes.index(next(n for n in nodes if n.name == position.node))
     depends = image_dependent(tr.graph, tr.known)
     part = fx.Graph()
     features = part.placeholder("features")
-    env: dict[fx.Node, object] = {nodes[cut]: features}
+    env: dict[fx.Node, Argument] = {nodes[cut]: features}  # what each node is in the part
 
-    def value(n: fx.Node) -> object:
+    def value(n: fx.Node) -> Argument:
         if n not in env:
             if n.name in tr.known:
                 env[n] = unfold(tr.known[n.name], features)
@@ -91,17 +96,25 @@ def part_after(tr: Trace, position: Position, outputs: list[str]) -> fx.GraphMod
     _drop_dead(part)
     part.lint()
     module = fx.GraphModule(tr.root, part)
-    own = tr.root.state_dict().keys()
-    for name, constant in list(module.named_buffers()):
-        if name not in own:  # computed from the architecture, not read from its checkpoint
-            owner, _, leaf = name.rpartition(".")
-            module.get_submodule(owner).register_buffer(leaf, constant, persistent=False)
+    _forget_constants(module, set(tr.root.state_dict()))
     return module
 
 
-_PURE = {getattr, operator.getitem, operator.eq, operator.ne, operator.floordiv, operator.mul}
-_PURE |= {operator.add, operator.sub, operator.mod, operator.truediv, operator.ge, operator.le}
-_PURE |= {operator.gt, operator.lt, operator.not_, bool, int}
+def _forget_constants(module: nn.Module, own: set[str]) -> None:
+    """Takes buffers that are not the checkpoint's ``own`` out of the module's state.
+
+    They are computed from the architecture: constants of the trace, masks, tables of indices.
+    """
+    for name, constant in list(module.named_buffers(remove_duplicate=False)):
+        if name not in own:
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner).register_buffer(leaf, constant, persistent=False)
+
+
+_PURE: set[Any] = {getattr, operator.getitem, operator.not_, bool, int}
+_PURE |= {operator.eq, operator.ne, operator.ge, operator.le, operator.gt, operator.lt}
+_PURE |= {operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv}
+_PURE |= {operator.mod}
 
 
 def _drop_dead(graph: fx.Graph) -> None:
@@ -110,28 +123,44 @@ def _drop_dead(graph: fx.Graph) -> None:
         if n.op == "call_function" and n.target is torch._assert:
             graph.erase_node(n)
     for n in reversed(list(graph.nodes)):
-        pure = n.op == "get_attr" or (n.op == "call_function" and n.target in _PURE)
-        pure = pure or (n.op == "call_method" and n.target in ("size", "dim"))
-        if pure and not n.users:
+        if not n.users and _is_pure(n):
             graph.erase_node(n)
 
 
-class _run(fx.Interpreter):
-    """One forward pass, keeping shapes instead of tensors."""
+def _is_pure(n: fx.Node) -> bool:
+    """Whether ``n`` does nothing but give its value."""
+    if n.op == "call_function":
+        return n.target in _PURE
+    return n.op == "get_attr" or (n.op == "call_method" and n.target in ("size", "dim"))
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, input_size, batch: int) -> None:
-        super().__init__(fx.GraphModule(model, graph))
+
+def _values(
+    model: nn.Module, graph: fx.Graph, input_size: tuple[int, int, int], batch: int
+) -> dict[str, object]:
+    """The nodes' values, by name, on a blank batch; shapes instead of tensors."""
+    device = device_of(model)
+    run = _Run(fx.GraphModule(model, graph), device)
+    run.run(torch.zeros(batch, *input_size, device=device))
+    return run.values
+
+
+class _Run(fx.Interpreter):
+    """A forward pass on ``device`` that notes what each node gives."""
+
+    def __init__(self, module: fx.GraphModule, device: torch.device) -> None:
+        super().__init__(module)
+        self.device = device
         self.values: dict[str, object] = {}
-        self.device = device_of(model)  # the graph may name that of the network that was traced
-        self.run(torch.zeros(batch, *input_size, device=self.device))
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple, dict]:
-        here = super().fetch_args_kwargs_from_env(n)
-        return fx.node.map_aggregate(
-            here, lambda a: self.device if isinstance(a, torch.device) else a
-        )
+        given: Any = super().fetch_args_kwargs_from_env(n)
+        return map_aggregate(given, self._here)
 
-    def run_node(self, n: fx.Node):
+    def _here(self, value: object) -> Any:
+        """The graph may name the device of the network that was traced."""
+        return self.device if isinstance(value, torch.device) else value
+
+    def run_node(self, n: fx.Node) -> object:
         out = super().run_node(n)
         self.values[n.name] = Shape(tuple(out.shape)) if isinstance(out, Tensor) else out
         return out

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -84,18 +84,9 @@ def load_network(
     """
     checkpoint = open_checkpoint(path)
     path = checkpoint.path
-    if checkpoint.clones:
-        ref = checkpoint.clones[0].manifest.target
-        identity = Identity(
-            architecture=ref.architecture,
-            num_classes=ref.num_classes,
-            model_args=ref.model_args,
-            label_names=tuple(ref.label_names),
-            preprocessing={
-                k: getattr(ref.preprocessing, k) for k in Preprocessing.__struct_fields__
-            },
-            origin="the patch manifest",
-        )
+    patched = checkpoint.clones[0].manifest.target if checkpoint.clones else None
+    if patched is not None:
+        identity = _identity(patched)
     else:
         identity = resolve_identity(
             path,
@@ -105,21 +96,22 @@ def load_network(
             flag=what,
             find=recognise,
         )
-    model, identity = _build(path, checkpoint.weights, identity)
+    name = _architecture(path, identity)
+    model, classes, preprocessing = _build(path, checkpoint.weights, name, identity)
     tensors = read_tensors(path, checkpoint.header, checkpoint.weights)
     _load_strictly(path, model, tensors, identity)
     digests = checkpoint.target_digests()
-    if checkpoint.clones and combined_sha256(digests) != ref.tensors_sha256:
+    if patched is not None and combined_sha256(digests) != patched.tensors_sha256:
         raise BadInput(
             f"{path}: the target in it is not what was patched: its tensors are not those of its manifest",
             hint="the file was changed or damaged; inject into the original target again",
         )
     ref = NetworkRef(
-        architecture=identity.architecture,
+        architecture=name,
         model_args=identity.model_args,
-        num_classes=identity.num_classes,
-        label_names=list(identity.label_names or map(str, range(identity.num_classes))),
-        preprocessing=Preprocessing(**identity.preprocessing),
+        num_classes=classes,
+        label_names=list(identity.label_names or map(str, range(classes))),
+        preprocessing=preprocessing,
         file_sha256=checkpoint.target_sha256 or file_sha256(path),
         tensors_sha256=combined_sha256(digests),
         tensor_prefix=checkpoint.prefix,
@@ -139,52 +131,70 @@ def build_architecture(ref: NetworkRef) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _build(path: Path, weights: Weights, identity: Identity) -> tuple[nn.Module, Identity]:
-    """The model for these tensors, and the identity with every blank filled in."""
-    name = identity.architecture
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models())
-        raise BadInput(
-            f"{path}: timm {timm.__version__} has no architecture '{name}' (from {identity.origin})",
-            hint=f"did you mean {', '.join(near)}?"
-            if near
-            else "timm.list_models() lists them all",
-        )
-    cfg = get_pretrained_cfg(name, allow_unregistered=True)
-    cfg = cfg.to_dict() if cfg else {}
-    classes = _class_count(path, weights, identity, cfg)
-    size = _input_size(weights, identity, cfg)
-    _check_shapes(path, weights, identity, classes, size)
-    model = _create(str(path), name, classes, size, identity.model_args)
-    pre = resolve_data_config({}, pretrained_cfg={**model.pretrained_cfg, **identity.preprocessing})
-    pre["input_size"] = size
-    for key in ("mean", "std"):
-        values = [float(v) for v in pre[key]]
-        if len(values) != size[0]:
-            values = [sum(values) / len(values)] * size[0]
-        pre[key] = values
-    pre["crop_pct"] = float(pre["crop_pct"])
-    preprocessing = {k: pre[k] for k in Preprocessing.__struct_fields__}
-    model.pretrained_cfg = {**model.pretrained_cfg, **preprocessing, "num_classes": classes}
-    labels = identity.label_names
-    return model, Identity(
-        architecture=name,
-        num_classes=classes,
-        model_args=identity.model_args,
-        label_names=labels,
-        preprocessing=preprocessing,
-        origin=identity.origin,
+def _identity(ref: NetworkRef) -> Identity:
+    """What a manifest says of its target."""
+    return Identity(
+        architecture=ref.architecture,
+        num_classes=ref.num_classes,
+        model_args=ref.model_args,
+        label_names=tuple(ref.label_names),
+        preprocessing={k: getattr(ref.preprocessing, k) for k in Preprocessing.__struct_fields__},
+        origin="the patch manifest",
     )
 
 
+def _architecture(path: Path, identity: Identity) -> str:
+    """The architecture's name.  Raises ``BadInput`` if this timm has none of that name."""
+    name = identity.architecture or ""  # never empty: the identity is resolved
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models())
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+        raise BadInput(
+            f"{path}: timm {timm.__version__} has no architecture '{name}' (from {identity.origin})",
+            hint=hint,
+        )
+    return name
+
+
+def _build(
+    path: Path, weights: Weights, name: str, identity: Identity
+) -> tuple[nn.Module, int, Preprocessing]:
+    """The untrained model for these tensors, how many classes it has, and its preprocessing."""
+    cfg = get_pretrained_cfg(name, allow_unregistered=True)
+    defaults = cfg.to_dict() if cfg else {}
+    classes = _class_count(path, weights, identity, defaults)
+    size = _input_size(weights, identity, defaults)
+    _check_shapes(path, weights, name, identity, classes, size)
+    model = _create(str(path), name, classes, size, identity.model_args)
+    own = cast(dict[str, Any], model.pretrained_cfg)
+    preprocessing = _preprocessing({**own, **identity.preprocessing}, size)
+    described = {**own, **preprocessing, "num_classes": classes}
+    model.pretrained_cfg = described  # type: ignore[assignment]  # torch knows of tensors alone
+    return model, classes, Preprocessing(**preprocessing)
+
+
+def _preprocessing(cfg: dict[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
+    """The fields of ``Preprocessing``; a mean and a deviation for each of the images' channels."""
+    resolved = resolve_data_config({}, pretrained_cfg=cfg)
+    resolved["input_size"] = size
+    for key in ("mean", "std"):
+        values = [float(v) for v in resolved[key]]
+        if len(values) != size[0]:
+            values = [sum(values) / len(values)] * size[0]
+        resolved[key] = values
+    resolved["crop_pct"] = float(resolved["crop_pct"])
+    return {k: resolved[k] for k in Preprocessing.__struct_fields__}
+
+
 def _create(
-    where: str, name: str, classes: int, size: tuple[int, int, int], args: dict
+    where: str, name: str, classes: int, size: tuple[int, int, int], args: dict[str, Any]
 ) -> nn.Module:
+    """An untrained network; ``where`` its ``args`` come from is named if timm refuses them."""
     if not timm.is_model(name):
         raise Incompatible(
             f"timm {timm.__version__} has no architecture '{name}'", hint="pip install -U timm"
         )
-    extra = {"in_chans": size[0]} if size[0] != 3 else {}
+    extra: dict[str, Any] = {"in_chans": size[0]} if size[0] != 3 else {}
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         return timm.create_model(
@@ -204,8 +214,7 @@ def _create(
 
 def _class_count(path: Path, weights: Weights, identity: Identity, cfg: dict) -> int:
     """Rows of the classifier's weight; the documents must agree with it."""
-    heads = cfg.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    heads = _names(cfg.get("classifier"))
     found = None
     for head in heads:
         if (weight := weights.get(f"{head}.weight")) is not None and weight.shape:
@@ -232,32 +241,48 @@ def _class_count(path: Path, weights: Weights, identity: Identity, cfg: dict) ->
     return count
 
 
+def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The modules that an entry of timm's configurations names: one, some or none."""
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def _input_size(weights: Weights, identity: Identity, cfg: dict) -> tuple[int, int, int]:
     """(C, H, W): channels from the first convolution, size from the documents or timm's default."""
     size = list(identity.preprocessing.get("input_size") or cfg.get("input_size") or (3, 224, 224))
     image = identity.model_args.get("img_size")
     if image is not None and "input_size" not in identity.preprocessing:
         size[1:] = [image, image] if isinstance(image, int) else list(image)
-    first = cfg.get("first_conv") or ()
-    for name in (first,) if isinstance(first, str) else tuple(first):
+    for name in _names(cfg.get("first_conv")):
         weight = weights.get(f"{name}.weight")
         if weight is not None and len(weight.shape) == 4 and 0 < weight.shape[1] <= 16:
             size[0] = weight.shape[1]  # more channels mean a space-to-depth stem
     return tuple(size)
 
 
-def _check_shapes(path, weights: Weights, identity: Identity, classes: int, size) -> None:
+def _check_shapes(
+    path: Path,
+    weights: Weights,
+    name: str,
+    identity: Identity,
+    classes: int,
+    size: tuple[int, int, int],
+) -> None:
     """Compares the file with the architecture before memory is spent on it."""
     try:
         with without_memory():
-            model = _create(str(path), identity.architecture, classes, size, identity.model_args)
+            model = _create(str(path), name, classes, size, identity.model_args)
     except (NotImplementedError, BadInput):  # with memory it may work: older timms compute here
         return
     expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     _compare(path, identity, expected, {n: t.shape for n, t in weights.items()})
 
 
-def _load_strictly(path: Path, model: nn.Module, tensors: dict[str, Tensor], identity) -> None:
+def _load_strictly(
+    path: Path, model: nn.Module, tensors: dict[str, Tensor], identity: Identity
+) -> None:
+    """Loads all the tensors, each into its parameter or buffer, and freezes the model."""
     expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     _compare(path, identity, expected, {n: tuple(t.shape) for n, t in tensors.items()})
     for name, parameter in model.named_parameters():
@@ -271,7 +296,14 @@ def _load_strictly(path: Path, model: nn.Module, tensors: dict[str, Tensor], ide
     model.eval().requires_grad_(False)
 
 
-def _compare(path, identity: Identity, expected: dict, found: dict) -> None:
+def _compare(
+    path: Path,
+    identity: Identity,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, Sequence[int]],
+) -> None:
+    """Raises ``BadInput`` unless the same tensors of the same shapes are expected and found."""
+
     def refuse(what: str) -> BadInput:
         return BadInput(
             f"{path}: does not hold a {identity.architecture} (as {identity.origin} says): {what}",

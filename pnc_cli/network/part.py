@@ -14,7 +14,12 @@ from .position import Position
 
 
 class Module(nn.Module):
-    """The copied part of the source: cut features -> (pre-logits (B, D), logits (B, C))."""
+    """The copied part of the source: cut features -> (pre-logits (B, D), logits (B, K)).
+
+    ``columns`` are the K clone classes among the logits of ``part``.
+    """
+
+    columns: Tensor
 
     def __init__(self, part: fx.GraphModule, columns: list[int]) -> None:
         super().__init__()
@@ -28,15 +33,8 @@ class Module(nn.Module):
 
 
 def _part(tr: Trace, cut: Position, head: Head) -> fx.GraphModule:
-    """The graph after ``cut``; what the source's own state does not hold, this one's does not."""
-    part = part_after(tr, cut, [head.pre, head.logits])
-    for name in sorted(part.state_dict().keys() - tr.root.state_dict().keys()):
-        owner, _, leaf = name.rpartition(".")  # a constant of the trace, or a mask
-        module = part.get_submodule(owner)
-        buffer = getattr(module, leaf)
-        delattr(module, leaf)
-        module.register_buffer(leaf, buffer, persistent=False)
-    return part
+    """The source after ``cut``: its features -> (pre-logits, logits of all its classes)."""
+    return part_after(tr, cut, [head.pre, head.logits])
 
 
 def module_after(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -16,40 +16,35 @@ def recording(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields a dictionary that each forward pass fills.
 
-    It maps the name of each module of ``outputs`` to the one tensor it returned, and ``"<name>:input"`` for
-    each of ``inputs`` to its first argument.  Values are copies: later layers may work in place.
+    It maps the name of each module of ``outputs`` to the one tensor it returned (``"input"`` to
+    what the network is given), and ``"<name>:input"`` for each of ``inputs`` to its first argument.
+    Values are copies: later layers may work in place.
     """
     recorded: dict[str, Tensor] = {}
     handles = []
 
-    def after(name: str):
-        def hook(module, args, out) -> None:
+    def keep_output(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, out: object) -> None:
             [recorded[name]] = [t.clone() for t in tensors_in(out)]
 
         return hook
 
-    def before(name: str):
-        def hook(module, args) -> None:
-            recorded[f"{name}:input"] = args[0].clone()
+    def keep_input(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple) -> None:
+            recorded[name] = args[0].clone()
 
         return hook
 
     try:
         for name in outputs:
             if name == INPUT:
-                handles.append(model.register_forward_pre_hook(_keep_input(recorded)))
+                handles.append(model.register_forward_pre_hook(keep_input(INPUT)))
             else:
-                handles.append(model.get_submodule(name).register_forward_hook(after(name)))
+                handles.append(model.get_submodule(name).register_forward_hook(keep_output(name)))
         for name in inputs:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(before(name)))
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(keep_input(f"{name}:input")))
         yield recorded
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _keep_input(recorded: dict[str, Tensor]):
-    def hook(module, args) -> None:
-        recorded[INPUT] = args[0].clone()
-
-    return hook

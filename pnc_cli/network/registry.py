@@ -69,6 +69,7 @@ def on_meta(name: str, **args: Any) -> nn.Module:
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors, by name."""
     return {n: tuple(t.shape) for n, t in model.state_dict().items()}
 
 
@@ -172,7 +173,10 @@ def distinguish(names: list[str]) -> dict[str, Traits]:
         if len({p.get(k) for p in known.values()}) > 1
     ]
     chosen: list[str] = []
-    apart = lambda key, pair: known[pair[0]].get(key) != known[pair[1]].get(key)
+
+    def apart(key: str, pair: tuple[str, str]) -> bool:
+        return known[pair[0]].get(key) != known[pair[1]].get(key)
+
     pairs = [p for p in combinations(names, 2) if any(apart(k, p) for k in keys)]
     while pairs:
         best = max(keys, key=lambda k: sum(apart(k, p) for p in pairs))
@@ -219,14 +223,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple, set, frozenset)):
-        items = (
-            sorted(map(_plain, value))
-            if isinstance(value, (set, frozenset))
-            else map(_plain, value)
-        )
-        return (
-            "x".join(items) if all(isinstance(v, int) for v in value) else f"({', '.join(items)})"
-        )
+        items = [_plain(v) for v in value]
+        if isinstance(value, (set, frozenset)):
+            items.sort()
+        numbers = all(isinstance(v, int) for v in value)
+        return "x".join(items) if numbers else f"({', '.join(items)})"
     if is_dataclass(value):
         return _plain({f.name: getattr(value, f.name) for f in fields(value)})
     if isinstance(value, (bool, int, float, str, type(None), torch.dtype, torch.device)):
@@ -235,6 +236,7 @@ def _plain(value: Any) -> str:
 
 
 def main() -> None:
+    """Rewrites the index that pnc comes with."""
     index = Index(timm.__version__)
     count = len(timm.list_models())
     extend(index, timm.list_models(), lambda n: print(n, file=sys.stderr))

@@ -44,7 +44,8 @@ def twin(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         if isinstance(module, nn.LSTM):
-            module.forward = partial(_lstm, module)
+            # this one's own forward, which torch's annotations do not foresee
+            module.forward = partial(_lstm, module)  # type: ignore[method-assign, assignment]
     return copied
 
 
@@ -58,6 +59,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 class _Shortcuts(TorchDispatchMode):
+    """Gives results of slow operations on tensors without data directly."""
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         shortcut = _SHORTCUTS.get(func)
         if shortcut is not None and args[0].is_meta and args[0].is_floating_point():
@@ -69,25 +72,28 @@ class _Shortcuts(TorchDispatchMode):
 
 def _one_shape(a: object, b: object, *_: object) -> bool:
     """Whether a binary operation gives something like ``a``."""
-    floats = isinstance(a, Tensor) and a.is_meta and a.is_floating_point()
-    return floats and (not isinstance(b, Tensor) or a.shape == b.shape)
+    if not isinstance(a, Tensor) or not a.is_meta or not a.is_floating_point():
+        return False
+    return not isinstance(b, Tensor) or a.shape == b.shape
+
+
+def _like(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _normalised(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
 
 
-_SHORTCUTS = {
+_SHORTCUTS: dict[object, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     aten.native_layer_norm.default: _normalised,
     aten.native_batch_norm.default: _normalised,
     aten._native_batch_norm_legit_no_training.default: _normalised,
-    aten.gelu.default: lambda x, *_: torch.empty_like(x),
-    aten._safe_softmax.default: lambda x, *_: torch.empty_like(x),
-    aten._softmax.default: lambda x, *_: torch.empty_like(x),
+    aten.gelu.default: _like,
+    aten._safe_softmax.default: _like,
+    aten._softmax.default: _like,
     aten.addmm.default: lambda bias, x, weight: x.new_empty(len(x), weight.shape[1]),
 }
-
-
 _BINARY = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 
 

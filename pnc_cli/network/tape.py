@@ -218,20 +218,24 @@ def _positions(
     blocks = set(_blocks(model, {n for r in tape.returns for n in r.names}))
     for r in tape.returns:
         names = [n for n in (*reversed(r.names), *r.passed) if tape.count[n] == 1]
-        alone = alive[r.at] == 1 and tape.last_use[r.value] > r.at
-        alone = alone or r.names == [INPUT]
+        alone = r.names == [INPUT] or (alive[r.at] == 1 and tape.last_use[r.value] > r.at)
         if not alone:
             names = [n for n in names if n in blocks]
         if not names or len(r.shape) < 2 or r.shape[0] != BATCH:
             continue
-        shape = r.shape[1:]
-        if names[0] == INPUT:
-            layout = Layout("NCHW", shape, shape[1:])
-        else:
-            prefix = getattr(model, "num_prefix_tokens", 0) or 0
-            layout = layout_of_shape(shape, input_size, prefix, _channel_axis(tape, r))
+        layout = _layout(model, tape, r, input_size)
         if layout is not None and (alone or layout.grid != (1, 1)):
             yield Position(names[0], tuple(names[1:]), layout, r.spent / total, r.spent)
+
+
+def _layout(
+    model: nn.Module, tape: Tape, r: _Return, input_size: tuple[int, int, int]
+) -> Layout | None:
+    """How the features that ``r`` returned are laid out; None where they are of no known form."""
+    if r.names == [INPUT]:
+        return Layout("NCHW", r.shape[1:], (input_size[1], input_size[2]))
+    prefix = getattr(model, "num_prefix_tokens", 0) or 0
+    return layout_of_shape(r.shape[1:], input_size, prefix, _channel_axis(tape, r))
 
 
 def _alive(tape: Tape) -> list[int]:

@@ -37,7 +37,10 @@ DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
 def read_tensors(
     path: Path, header: Header, entries: Mapping[str, TensorEntry]
 ) -> dict[str, Tensor]:
-    """Tensors of a file, by the ``entries`` of its data region."""
+    """Tensors of a file, by the ``entries`` of its data region.
+
+    Raises ``BadInput`` for a type of numbers that torch has not.
+    """
     tensors = {}
     with open(path, "rb") as f:
         for name, t in entries.items():

@@ -21,17 +21,18 @@ from torch import Tensor, fx, nn
 
 from ..errors import Incompatible
 from .constants import LARGE, SMALL, holds_tensor
+from .nodes import function_of, path_of
 from .position import is_layer, leaves_of
 from .shapes import twin
 
 
 class Tracer(fx.Tracer):
-    """timm's leaf modules and functions."""
+    """Traces with timm's leaf modules and functions, and notes what each module returned."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.returned: list[tuple[str, list[fx.Node], bool]] = []  # was one of them given to it?
-        self.calls: dict[str, int] = {}
+        self.calls: dict[str, int] = {}  # of each module
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_layer(m)
@@ -74,10 +75,11 @@ class _Shadowing(Tracer):
 
     def create_proxy(self, kind, target, args, kwargs, *rest, **named):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
-        self.shadows[proxy.node] = tuple(self._shadow(proxy.node, k) for k in (0, 1))
+        self.shadows[proxy.node] = (self._shadow(proxy.node, 0), self._shadow(proxy.node, 1))
         return proxy
 
     def _shadow(self, n: fx.Node, k: int) -> object:
+        """The value of ``n`` on the small (``k`` = 0) or the large batch (1)."""
         if n.op == "placeholder":
             first = not self.shadows
             size = (SMALL, LARGE)[k]
@@ -85,20 +87,19 @@ class _Shadowing(Tracer):
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: self.shadows[a][k])
         with torch.no_grad():
             if n.op == "get_attr":
-                return operator.attrgetter(n.target)(self.blank)
+                return operator.attrgetter(path_of(n))(self.blank)
             if n.op == "call_module":
-                return self.blank.get_submodule(n.target)(*args, **kwargs)
+                return self.blank.get_submodule(path_of(n))(*args, **kwargs)
             if n.op == "call_method":
-                return getattr(args[0], n.target)(*args[1:], **kwargs)
-            return n.target(*args, **kwargs)
+                return getattr(args[0], path_of(n))(*args[1:], **kwargs)
+            return function_of(n)(*args, **kwargs)
 
     def call_module(self, m, forward, args, kwargs):
-        proxies = [p for p in leaves_of((args, kwargs)) if isinstance(p, fx.Proxy)]
-        return (
-            super().call_module(m, forward, args, kwargs) if proxies else forward(*args, **kwargs)
-        )
+        if any(isinstance(p, fx.Proxy) for p in leaves_of((args, kwargs))):
+            return super().call_module(m, forward, args, kwargs)
+        return forward(*args, **kwargs)
 
-    def trace(self, root, concrete_args=None) -> fx.Graph:
+    def trace(self, root, concrete_args=None):
         with self._factories_traced():
             return super().trace(root, concrete_args)
 
