@@ -57,9 +57,7 @@ class Row:
     bytes_shipped: int
     bytes_to_undo: int  # to be kept besides the target's file and what was shipped
     seconds: float  # to make it, settings known
-    cpu_seconds: (
-        float  # the same in processor time, which other work on the machine does not change
-    )
+    cpu_seconds: float  # the same in processor time, which other work here does not change
     tuning_seconds: float  # to choose the settings (0: chosen with another seed)
     peak_megabytes: float  # above the images and networks that were loaded before
     threads: int
@@ -146,7 +144,10 @@ def figures(problem: Problem, z: Tensor, undone: Tensor | None) -> dict[str, flo
         ) | {"clone_accuracy": clone, "target_accuracy": target_accuracy}
     e = from_logits(z, label, old, problem.names)
     predicted = z.argmax(1)
-    lost = lambda now: round(target_accuracy - share((now.argmax(1) == label)[is_old]), 6)
+
+    def lost(now):
+        return round(target_accuracy - share((now.argmax(1) == label)[is_old]), 6)
+
     return {
         "original_accuracy": e.original_accuracy,
         "clone_accuracy": e.clone_accuracy,

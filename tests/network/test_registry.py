@@ -122,7 +122,9 @@ def same_networks():
 
 
 def test_networks_that_nothing_tells_apart_give_the_same_logits_bit_for_bit():
-    size = lambda pair: sum(torch.Size(s).numel() for s in shapes_of(on_meta(pair[0])).values())
+    def size(pair):
+        return sum(torch.Size(s).numel() for s in shapes_of(on_meta(pair[0])).values())
+
     smallest = sorted(same_networks(), key=size)[:2]
     assert smallest
     for one, other in smallest:

@@ -74,7 +74,10 @@ def test_a_search_looks_at_some_of_very_many_originals(given, monkeypatch):
     assert torch.bincount(study.task.ids).tolist() == [6] * (2 + task.new)
     [some] = study.score_pairs()
     assert some.average_accuracy is not None
-    costs = lambda c: (c.parameters, c.macs, c.bytes)
+
+    def costs(c):
+        return (c.parameters, c.macs, c.bytes)
+
     assert costs(some) == costs(all_of_them)  # the join will tell all of them apart
     assert SOME >= 10 and FEWEST > 4  # few classes are all looked at, as they ever were
     assert subset(task, 6, held_out_every=2).originals == task.originals

@@ -173,7 +173,10 @@ def test_what_a_budget_leaves_for_a_module(studied):
     [c] = study.score_shares(place, [0.5])
     beside, inf = study.beside(place), float("inf")
     module = c.parameters - beside.parameters
-    most = lambda *room: searching._limited(study, c, Amounts(*room)).most_parameters
+
+    def most(*room):
+        return searching._limited(study, c, Amounts(*room)).most_parameters
+
     assert most(c.macs, inf, inf) == 0
     assert most(c.macs, beside.parameters + 1.5 * module, inf) == int(1.5 * module)
     assert most(inf, inf, c.bytes) == module
