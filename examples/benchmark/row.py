@@ -25,7 +25,10 @@ from .problem import Problem
 
 VERSION = 1  # of the harness: raise it when figures change, and rows are made anew
 SOURCE = Path(pnc_cli.__file__).parent
-ROOMS = ("network", "channels", "branch", "placement")
+NUMERIC = [
+    *(f"{room}/*.py" for room in ("network", "channels", "branch", "placement")),
+    *("data.py", "limits.py"),
+]
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,7 @@ def key_of(problem: Problem, method: Method) -> str:
 def _code() -> str:
     """A digest of pnc's numeric code, comments and layout aside."""
     h = hashlib.sha256()
-    for path in sorted(
-        [
-            *(p for room in ROOMS for p in SOURCE.glob(f"{room}/*.py")),
-            SOURCE / "data.py",
-        ]
-    ):
+    for path in sorted(path for name in NUMERIC for path in SOURCE.glob(name)):
         h.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return h.hexdigest()
 
