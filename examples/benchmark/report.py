@@ -53,7 +53,10 @@ def append(path: Path, row: Row) -> None:
 
 def line(row: Row) -> str:
     """A row as printed while the benchmark runs."""
-    part = lambda name, v: f"{name} {'-' if v is None else format(v, '.3f')}"
+
+    def part(name, v):
+        return f"{name} {'-' if v is None else format(v, '.3f')}"
+
     made = f"{row.cpu_seconds:.1f} s CPU" + (
         f" (+{row.tuning_seconds:.1f} s tuning)" if row.tuning_seconds else ""
     )

@@ -25,7 +25,10 @@ from .problem import Problem
 
 VERSION = 1  # of the harness: raise it when figures change, and rows are made anew
 SOURCE = Path(pnc_cli.__file__).parent
-ROOMS = ("network", "channels", "branch", "placement")
+NUMERIC = [
+    *(f"{room}/*.py" for room in ("network", "channels", "branch", "placement")),
+    *("data.py", "limits.py"),
+]
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,7 @@ class Row:
     bytes_shipped: int
     bytes_to_undo: int  # to be kept besides the target's file and what was shipped
     seconds: float  # to make it, settings known
-    cpu_seconds: (
-        float  # the same in processor time, which other work on the machine does not change
-    )
+    cpu_seconds: float  # the same in processor time, which other work here does not change
     tuning_seconds: float  # to choose the settings (0: chosen with another seed)
     peak_megabytes: float  # above the images and networks that were loaded before
     threads: int
@@ -78,12 +79,7 @@ def key_of(problem: Problem, method: Method) -> str:
 def _code() -> str:
     """A digest of pnc's numeric code, comments and layout aside."""
     h = hashlib.sha256()
-    for path in sorted(
-        [
-            *(p for room in ROOMS for p in SOURCE.glob(f"{room}/*.py")),
-            SOURCE / "data.py",
-        ]
-    ):
+    for path in sorted(path for name in NUMERIC for path in SOURCE.glob(name)):
         h.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return h.hexdigest()
 
@@ -146,7 +142,10 @@ def figures(problem: Problem, z: Tensor, undone: Tensor | None) -> dict[str, flo
         ) | {"clone_accuracy": clone, "target_accuracy": target_accuracy}
     e = from_logits(z, label, old, problem.names)
     predicted = z.argmax(1)
-    lost = lambda now: round(target_accuracy - share((now.argmax(1) == label)[is_old]), 6)
+
+    def lost(now):
+        return round(target_accuracy - share((now.argmax(1) == label)[is_old]), 6)
+
     return {
         "original_accuracy": e.original_accuracy,
         "clone_accuracy": e.clone_accuracy,

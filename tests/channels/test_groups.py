@@ -18,61 +18,23 @@ DINO = {"img_size": 32, "depth": 1, "embed_dim": 64, "num_heads": 2}
 # architecture, arguments, and an axis of a tensor that must be removable
 PATTERNS = {
     "heads of a fused qkv": ("test_vit", {}, ("blocks.1.attn.qkv.weight", 0)),
-    "heads after a norm of each head": (
-        "vit_tiny_patch16_224",
-        {"img_size": 32, "depth": 2, "qk_norm": True},
-        ("blocks.1.attn.proj.weight", 1),
-    ),
-    "heads with rotated queries": (
-        "eva02_tiny_patch14_224",
-        {"img_size": 28, "depth": 2},
-        ("blocks.1.attn.qkv.weight", 0),
-    ),
-    "gated MLP, two layers": (
-        "vit_small_plus_patch16_dinov3",
-        DINO,
-        ("blocks.0.mlp.fc1_g.weight", 0),
-    ),
-    "gated MLP, halves of one": (
-        "mambaout_femto",
-        {"depths": (1, 1, 1, 1)},
-        ("stages.2.blocks.0.fc1.weight", 0),
-    ),
-    "windows, a bias for each head": (
-        "swin_tiny_patch4_window7_224",
-        SWIN,
-        ("layers.1.blocks.1.attn.relative_position_bias_table", 1),
-    ),
-    "heads that talk": (
-        "cait_xxs24_224",
-        {"img_size": 32, "depth": 2},
-        ("blocks.1.attn.proj_w.weight", 0),
-    ),
-    "heads with attention over channels": (
-        "xcit_nano_12_p8_224",
-        {"img_size": 32, "depth": 2},
-        ("blocks.1.attn.temperature", 0),
-    ),
+    "heads after a norm of each head": ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "qk_norm": True},
+                                        ("blocks.1.attn.proj.weight", 1)),
+    "heads with rotated queries": ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 2}, ("blocks.1.attn.qkv.weight", 0)),
+    "gated MLP, two layers": ("vit_small_plus_patch16_dinov3", DINO, ("blocks.0.mlp.fc1_g.weight", 0)),
+    "gated MLP, halves of one": ("mambaout_femto", {"depths": (1, 1, 1, 1)}, ("stages.2.blocks.0.fc1.weight", 0)),
+    "windows, a bias for each head": ("swin_tiny_patch4_window7_224", SWIN,
+                                      ("layers.1.blocks.1.attn.relative_position_bias_table", 1)),
+    "heads that talk": ("cait_xxs24_224", {"img_size": 32, "depth": 2}, ("blocks.1.attn.proj_w.weight", 0)),
+    "heads with attention over channels": ("xcit_nano_12_p8_224", {"img_size": 32, "depth": 2}, ("blocks.1.attn.temperature", 0)),
     "groups of a convolution": ("regnetx_002", {}, ("s4.b2.conv2.conv.weight", 0)),
     "depthwise convolution": ("test_efficientnet", {}, ("blocks.3.0.conv_dw.weight", 0)),
     "squeeze and excite": ("mobilenetv3_small_050", {}, ("blocks.2.0.se.conv_expand.weight", 0)),
-    "dense concatenation": (
-        "densenet121",
-        DENSENET,
-        ("features.denseblock2.denselayer2.conv1.weight", 1),
-    ),
-    "one concatenation of all": (
-        "ese_vovnet19b_slim_dw",
-        {},
-        ("stages.1.blocks.0.conv_concat.conv.weight", 1),
-    ),
-    "tokens mixed, then channels": (
-        "resmlp_12_224",
-        {"img_size": 32},
-        ("blocks.1.mlp_channels.fc1.weight", 0),
-    ),
+    "dense concatenation": ("densenet121", DENSENET, ("features.denseblock2.denselayer2.conv1.weight", 1)),
+    "one concatenation of all": ("ese_vovnet19b_slim_dw", {}, ("stages.1.blocks.0.conv_concat.conv.weight", 1)),
+    "tokens mixed, then channels": ("resmlp_12_224", {"img_size": 32}, ("blocks.1.mlp_channels.fc1.weight", 0)),
     "residual stream under batch norm": ("resnet18", RESNET, ("layer2.0.downsample.0.weight", 0)),
-}
+}  # fmt: skip
 
 
 def module_of(architecture, at=0.0, size=None, **model_args):

@@ -1,4 +1,4 @@
-"""checkpoint/architectures.py: an architecture is found by its tensors, without torch or timm."""
+"""files/architectures.py: an architecture is found by its tensors, without torch or timm."""
 
 import subprocess
 import sys

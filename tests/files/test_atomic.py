@@ -1,4 +1,4 @@
-"""checkpoint/atomic.py: outputs appear complete under their names, or not at all."""
+"""files/atomic.py: outputs appear complete under their names, or not at all."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""clone_file.py: a clone in a file of its own, and the same manifest beside it."""
+"""files/clone_file.py: a clone in a file of its own, and the same manifest beside it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""describe.py: what a file is, and whether it is sound."""
+"""files/describe.py: what a file is, and whether it is sound."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""checkpoint/digest.py: digests say which weights these are, whatever the file around them."""
+"""files/digest.py: digests say which weights these are, whatever the file around them."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""checkpoint/forms.py: folders, shards, wrapped names and EMA twins."""
+"""files/forms.py: folders, shards, wrapped names and EMA twins."""
 
 import shlex
 import subprocess

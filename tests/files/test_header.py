@@ -1,4 +1,4 @@
-"""checkpoint/header.py: the header is read strictly and written canonically."""
+"""files/header.py: the header is read strictly and written canonically."""
 
 import json
 

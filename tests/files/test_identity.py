@@ -1,4 +1,4 @@
-"""checkpoint/identity.py: which classifier a file holds, answered from documents alone."""
+"""files/identity.py: which classifier a file holds, answered from documents alone."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""patch.py: clones go into a checkpoint and come out of it, byte for byte."""
+"""files/patch.py: clones go into a checkpoint and come out of it, byte for byte."""
 
 import json
 

@@ -57,21 +57,11 @@ def test_the_map_is_channels_height_width(layout, x, expected):
     assert to_map(torch.tensor([x]), layout)[0].tolist() == [expected]
 
 
-@pytest.mark.parametrize(
-    "length, hint, aspect, expected",
-    [
-        (196, 1, 1.0, (0, (14, 14))),
-        (197, 1, 1.0, (1, (14, 14))),
-        (198, 2, 1.0, (2, (14, 14))),
-        (201, 5, 1.0, (5, (14, 14))),
-        (261, 5, 1.0, (5, (16, 16))),
-        (17, 0, 1.0, (1, (4, 4))),
-        (32, 0, 2.0, (0, (4, 8))),
-        (33, 1, 0.5, (1, (8, 4))),
-        (1, 0, 1.0, (0, (1, 1))),
-        (31, 0, 1.0, None),
-    ],
-)
+@pytest.mark.parametrize("length, hint, aspect, expected", [
+    (196, 1, 1.0, (0, (14, 14))), (197, 1, 1.0, (1, (14, 14))), (198, 2, 1.0, (2, (14, 14))),
+    (201, 5, 1.0, (5, (14, 14))), (261, 5, 1.0, (5, (16, 16))), (17, 0, 1.0, (1, (4, 4))),
+    (32, 0, 2.0, (0, (4, 8))), (33, 1, 0.5, (1, (8, 4))), (1, 0, 1.0, (0, (1, 1))), (31, 0, 1.0, None),
+])  # fmt: skip
 def test_tokens_are_split_into_prefix_and_grid(length, hint, aspect, expected):
     assert token_grid(length, hint, aspect) == expected
 

@@ -77,9 +77,8 @@ def test_a_search_looks_at_some_of_very_many_originals(given):
     [some] = study.score_pairs()
     assert some.average_accuracy is not None
     assert Amounts.of(some) == Amounts.of(all_of_them)  # the join will tell all of them apart
-    assert (
-        LIMITS.originals >= 10 and LIMITS.fewest > 4
-    )  # few classes are all looked at, as they ever were
+    # few classes are all looked at, as they ever were
+    assert LIMITS.originals >= 10 and LIMITS.fewest > 4
     assert subset(task, 6, held_out_every=2).originals == task.originals
 
 

@@ -6,20 +6,10 @@ from .networks import RESNET, make_network
 
 SIZE = (3, 32, 32)
 ARCHITECTURES = {
-    "resnet18": RESNET,
-    "test_resnet": {},
-    "test_vit": {},
-    "test_vit3": {},
-    "test_vit_relpos": {},
-    "test_convnext": {},
-    "test_efficientnet": {},
-    "test_mambaout": {},
-    "test_nfnet": {},
-    "test_maxvit": {},
-    "test_coatnet": {},
-    "test_byobnet": {},
-    "mobilenetv3_small_050": {},
-}
+    "resnet18": RESNET, "test_resnet": {}, "test_vit": {}, "test_vit3": {}, "test_vit_relpos": {},
+    "test_convnext": {}, "test_efficientnet": {}, "test_mambaout": {}, "test_nfnet": {}, "test_maxvit": {},
+    "test_coatnet": {}, "test_byobnet": {}, "mobilenetv3_small_050": {},
+}  # fmt: skip
 _TRACES = {}
 
 
@@ -32,36 +22,8 @@ def traced(architecture, size=SIZE, **model_args):
 
 
 POSITIONS = {
-    "resnet18": [
-        "input",
-        "conv1",
-        "bn1",
-        "act1",
-        "maxpool",
-        "layer1.0",
-        "layer1",
-        "layer2.0",
-        "layer2",
-        "layer3.0",
-        "layer3",
-        "layer4.0",
-        "layer4",
-        "global_pool.pool",
-        "global_pool",
-        "fc",
-    ],
-    "test_vit": [
-        "input",
-        "patch_embed.proj",
-        "patch_embed",
-        "pos_drop",
-        "patch_drop",
-        "norm_pre",
-        *(f"blocks.{i}" for i in range(5)),
-        "blocks",
-        "norm",
-        "fc_norm",
-        "head_drop",
-        "head",
-    ],
-}
+    "resnet18": ["input", "conv1", "bn1", "act1", "maxpool", "layer1.0", "layer1", "layer2.0", "layer2",
+                 "layer3.0", "layer3", "layer4.0", "layer4", "global_pool.pool", "global_pool", "fc"],
+    "test_vit": ["input", "patch_embed.proj", "patch_embed", "pos_drop", "patch_drop", "norm_pre",
+                 *(f"blocks.{i}" for i in range(5)), "blocks", "norm", "fc_norm", "head_drop", "head"],
+}  # fmt: skip

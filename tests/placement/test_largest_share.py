@@ -1,0 +1,86 @@
+"""placement/study.py: the most of a module that a budget leaves room for."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from pnc_cli.branch.cost import Amounts
+from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.data import open_images
+from pnc_cli.limits import LIMITS
+from pnc_cli.network.load import load_network
+from pnc_cli.placement.grid import make_grid
+from pnc_cli.placement.study import Study
+
+INF = math.inf
+SMALLEST = LIMITS.smallest_share
+STEP = 0.04  # a share is found to within so much
+
+
+@pytest.fixture(scope="module")
+def place(pair):
+    """The place of a module that can be pruned, in a study of the pair."""
+    source, target = load_network(pair.source), load_network(pair.target)
+    classes = parse_classes(pair.new, source, target)
+    images = open_images(str(pair.train))
+    task = gather(source, target, classes, images, limit=8, originals=True, seed=0)
+    study = Study.of(task, make_grid(source, target, ["maxpool"], ["maxpool"]), seed=0)
+    [at] = [c.place for c in study.score_pairs()]
+
+    def adds(share):
+        """What a clone with this share of the module adds."""
+        [c] = study.score_shares(at, [share])
+        return Amounts.of(c)
+
+    return SimpleNamespace(
+        largest=lambda *room: study.largest_share(at, Amounts(*room)),
+        adds=adds,
+        whole=adds(1.0),
+        beside=study.beside(at),
+    )
+
+
+def room_for(place, share):
+    """So much of the module, by MACs, parameters and bytes, and what stands beside it."""
+    return Amounts(*(b + share * (w - b) for b, w in zip(place.beside, place.whole)))
+
+
+def test_all_of_it_where_there_is_no_limit_or_just_enough(place):
+    assert place.largest(INF, INF, INF) == 1.0
+    assert place.largest(*(1.1 * w for w in place.whole)) == 1.0
+
+
+@pytest.mark.parametrize("limits", [(1,), (2,), (0, 1), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("left", [0.3, 0.6, 0.85])
+def test_it_fits_and_a_step_more_does_not(place, left, limits):
+    """Whether parameters, bytes or several are limited."""
+    room = room_for(place, left)
+    room = Amounts(*(r if k in limits else INF for k, r in enumerate(room)))
+    share = place.largest(*room)
+    assert SMALLEST < share < 1.0
+    assert place.adds(share).within(room)
+    assert not place.adds(min(share + STEP, 1.0)).within(room)
+
+
+@pytest.mark.parametrize("left", [0.3, 0.6, 0.85])
+def test_it_fits_where_macs_alone_are_limited(place, left):
+    """More may fit: such a share is as that of the MACs, which often go faster."""
+    room = Amounts(room_for(place, left).macs, INF, INF)
+    share = place.largest(*room)
+    assert place.adds(share).within(room) and share >= left - STEP
+
+
+@pytest.mark.parametrize("tight", [0, 1], ids=["MACs", "parameters"])
+def test_of_two_limits_both_are_kept_and_the_tighter_is_used_up(place, tight):
+    narrow, generous = room_for(place, 0.3), room_for(place, 0.9)
+    room = Amounts(*(narrow[k] if k == tight else generous[k] for k in range(3)))
+    share = place.largest(*room)
+    assert place.adds(share).within(room)
+    assert not place.adds(share + STEP).within(room)
+    assert share < place.largest(*generous)
+
+
+def test_where_there_is_no_room_the_smallest_is_said(place):
+    """It does not fit either: the search leaves it out."""
+    assert place.largest(place.beside.macs, INF, INF) == SMALLEST
