@@ -99,7 +99,7 @@ def test_how_a_command_ended_and_what_it_held(tmp_path, script, limits, outcome)
     ran = run(command, folder=tmp_path, name="it", environment=os.environ, limits=limits)
     assert ran.outcome == outcome and ran.wall < 30
     assert (ran.code == 0) == ran.done
-    if "400" in script:
-        assert ran.peak > 400 * MB
+    if "400" in script:  # it may be killed before it has all of them
+        assert ran.peak > (limits.memory or 400 * MB)
     if "no such" in script:
         assert ran.said == "no such thing"
