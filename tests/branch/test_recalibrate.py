@@ -1,11 +1,10 @@
 """pnc inject --data: several clones calibrated together, and nothing else touched."""
 
-import hashlib
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.command import pnc, pnc_forked
+from support.handmade import sha256
 
 import pnc_cli
 from pnc_cli.branch.patched import preprocessing_of
@@ -60,8 +59,7 @@ def test_the_manifest_says_so_and_claims_no_figures_of_the_old_join(together, tw
 def test_the_target_comes_back_byte_for_byte(made, two, together):
     ran = pnc_forked("eject", "both.safetensors", "-o", "back.safetensors", cwd=two)
     assert ran.code == 0, ran.err
-    digest = lambda p: hashlib.sha256(p.read_bytes()).hexdigest()
-    assert digest(two / "back.safetensors") == digest(made.target)
+    assert sha256(two / "back.safetensors") == sha256(made.target)
 
 
 def test_it_runs_as_it_was_calibrated(made, two, together):
