@@ -9,6 +9,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from io import TextIOWrapper
+from types import FrameType
 
 import typer
 
@@ -36,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "clone": clone,
     "inject": inject,
@@ -64,7 +67,8 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a label must not crash a C locale
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a label must not crash a C locale
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in argv
     command = next((a for a in argv if a in COMMANDS), "pnc")
@@ -101,5 +105,5 @@ def run(argv: list[str]) -> int:
     return error.exit_code
 
 
-def _interrupt(signum, frame) -> None:
+def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt

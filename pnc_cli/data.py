@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec.structs import replace
@@ -22,17 +23,12 @@ from torch import Tensor
 
 from .errors import BadInput, Incompatible
 from .manifest import Preprocessing
+from .progress import Progress, no_progress
 
 PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
 TOGETHER = 4000  # images of all classes, about, where that is fewer, but
 LEAST = 5  # of each
 CHUNK = 256  # images are decoded at a time
-
-Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Reports nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class ImageSource:
 
     name: str
     by_class: dict[str, list[int]]
-    _dataset: object
+    _dataset: Any  # timm's, or another's: see _by_class
 
     def read(self, index: int) -> tuple[str, bytes | Image.Image | Exception]:
         """File name and undecoded bytes of an image (some datasets hand out decoded ones), or what
@@ -133,7 +129,8 @@ def load_images(
     """
     wanted = sum(map(len, chosen.values()))
     tensors = {_key(v): torch.empty((wanted, *v.input_size), dtype=torch.uint8) for v in views}
-    labels, skipped = [], 0
+    labels: list[str] = []
+    skipped = 0
     for part in read_images(source, chosen, views, skip_bad=skip_bad, progress=progress):
         for how, images in zip(views, part.views):
             tensors[_key(how)][len(labels) : len(labels) + len(part)] = images
@@ -224,16 +221,16 @@ def _stack(images: list[Tensor], view: Preprocessing) -> Tensor:
     return torch.stack(images) if images else torch.empty((0, *view.input_size), dtype=torch.uint8)
 
 
-def _key(v: Preprocessing) -> tuple:
+def _key(v: Preprocessing) -> tuple[object, ...]:
     return tuple(v.input_size), v.interpolation, v.crop_pct, v.crop_mode
 
 
 def _transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    channels = how.input_size[0]
+    channels, height, width = how.input_size
     if channels not in (1, 3):
         raise Incompatible(f"images have 1 or 3 channels, this network reads {channels}")
     transform = create_transform(
-        tuple(how.input_size),
+        (channels, height, width),
         is_training=False,
         interpolation=how.interpolation,
         crop_pct=how.crop_pct,
@@ -244,34 +241,55 @@ def _transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
     return lambda image: transform(image.convert(mode))
 
 
-def _by_class(dataset: object) -> dict[str, list[int]]:
+def _by_class(dataset: Any) -> dict[str, list[int]]:
     """Class name -> indices, in the dataset's own order."""
-    reader = getattr(dataset, "reader", dataset)
-    names = next(
-        (n for key in ("class_to_idx", "class_name_to_idx") if (n := getattr(reader, key, None))),
-        None,
-    )
-    if getattr(reader, "targets", None) is not None:  # tars, torchvision
-        targets = [int(t) for t in reader.targets]
-    elif isinstance(getattr(reader, "samples", None), list):  # folders
-        targets = [t for _, t in reader.samples]
-    elif hasattr(reader, "label_key"):  # Hugging Face datasets
-        targets = list(reader.dataset[reader.label_key])
-        names = names or {
-            n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)
-        }
-    else:
-        targets = [int(reader[i][1]) for i in range(len(reader))]
-    by_index = {i: str(name) for name, i in names.items()} if names else {}
+    reader = getattr(dataset, "reader", dataset)  # torchvision's datasets have none
+    targets = next(found for look in _TARGETS if (found := look(reader)) is not None)
+    names = {i: str(name) for name, i in _class_numbers(reader).items()}
     by_class: dict[str, list[int]] = {}
-    for i, t in enumerate(targets):
-        by_class.setdefault(by_index.get(t, str(t)), []).append(i)
+    for i, target in enumerate(targets):
+        by_class.setdefault(names.get(target, str(target)), []).append(i)
     by_class.pop("", None)  # images beside the class folders
     return by_class
 
 
-def _file_name(reader: object, index: int) -> str:
+def _of_tar(reader: Any) -> list[int] | None:
+    """Tars and torchvision's datasets list a number for each image."""
+    targets = getattr(reader, "targets", None)
+    return None if targets is None else [int(t) for t in targets]
+
+
+def _of_folder(reader: Any) -> list[int] | None:
+    """Folders list pairs of file and number."""
+    samples = getattr(reader, "samples", None)
+    return [t for _, t in samples] if isinstance(samples, list) else None
+
+
+def _of_column(reader: Any) -> list[int] | None:
+    """Hugging Face datasets have the numbers in a column."""
+    return list(reader.dataset[reader.label_key]) if hasattr(reader, "label_key") else None
+
+
+def _of_items(reader: Any) -> list[int] | None:
+    """Any other dataset is read from end to end."""
+    return [int(reader[i][1]) for i in range(len(reader))]
+
+
+_TARGETS = (_of_tar, _of_folder, _of_column, _of_items)  # the first that finds some is right
+
+
+def _class_numbers(reader: Any) -> dict[str, int]:
+    """Class name -> the number that stands for it; empty where the numbers are the names."""
+    for attribute in ("class_to_idx", "class_name_to_idx"):
+        if numbers := getattr(reader, attribute, None):
+            return numbers
+    if hasattr(reader, "label_key"):
+        return {n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)}
+    return {}
+
+
+def _file_name(reader: Any, index: int) -> str:
     try:
-        return reader.filename(index)
+        return str(reader.filename(index))
     except Exception:  # not every reader has names
         return f"[{index}]"

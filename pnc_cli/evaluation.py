@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from .branch.patched import PatchedModel, answers, preprocessing_of
 from .data import Images
+from .manifest import Manifest
 
 BINS = 15  # of the calibration error
+
+
+@dataclass(frozen=True)
+class CloneCost:
+    """What a clone adds, as its manifest says; shares are of the target's."""
+
+    name: str
+    classes: list[str]
+    parameters: int
+    parameters_share: float
+    macs: int
+    macs_share: float
+    bytes: int
+
+    @classmethod
+    def of(cls, m: Manifest) -> CloneCost:
+        return cls(
+            name=m.name,
+            classes=m.labels,
+            parameters=m.cost.parameters,
+            parameters_share=m.cost.parameters / max(m.cost.target_parameters, 1),
+            macs=m.cost.macs,
+            macs_share=m.cost.macs / max(m.cost.target_macs, 1),
+            bytes=m.cost.bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds an image takes, and how many times the target's that is."""
+
+    target: float
+    patched: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -31,21 +66,29 @@ class Evaluation:
     right_to_wrong: float | None  # original-class images the patch makes wrong
     calibration_error: float | None  # expected calibration error over all images
     per_class: dict[str, float]
+    clones: list[CloneCost] = field(default_factory=list)
+    classes_without_images: list[str] = field(default_factory=list)
+    latency_ms: Latency | None = None  # where it was asked for
 
     def metric(self, name: str) -> float | None:
-        return getattr(self, name)
+        """The figure of that name, one of ``METRICS``."""
+        value: float | None = getattr(self, name)
+        return value
+
+    def below(self, floors: Mapping[str, float]) -> list[str]:
+        """Which of the figures in ``floors`` are lower than there, or cannot be told."""
+        found = {name: self.metric(name) for name in floors}
+        return [n for n, value in found.items() if value is None or value < floors[n]]
 
 
-METRICS = tuple(
-    f.name for f in fields(Evaluation) if f.name not in ("images", "skipped", "per_class")
-)
+METRICS = tuple(f.name for f in fields(Evaluation) if f.type == "float | None")
 
 
 def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
     """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`)."""
     z, labels, skipped = answers(model, images)
     result = from_logits(z, labels, model.target_classes, model.label_names)
-    return replace(result, skipped=skipped)
+    return replace(result, skipped=skipped, clones=[CloneCost.of(m) for m in model.manifests])
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:
@@ -55,26 +98,26 @@ def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluat
     right, is_old = predicted == label, label < old
     patched = z.shape[1] > old
     original, clone = _share(right[is_old]), _share(right[~is_old])
-    both = original is not None and clone is not None
+    average = None if original is None or clone is None else _round((original + clone) / 2)
     return Evaluation(
         images=len(label),
         skipped=0,
         original_accuracy=original,
         clone_accuracy=clone,
-        average_accuracy=_round((original + clone) / 2) if both else None,
+        average_accuracy=average,
         joint_accuracy=_share(right),
         branch_accuracy=_share((z[:, old:].argmax(1) + old == label)[~is_old]) if patched else None,
         target_accuracy=_share((alone == label)[is_old]),
         locality=_share((predicted == alone)[is_old]) if patched else None,
         right_to_wrong=_share(((alone == label) & ~right)[is_old]) if patched else None,
         calibration_error=_calibration_error(probability, right),
-        per_class={names[c]: _share(right[label == c]) for c in label.unique().tolist()},
+        per_class={names[c]: _mean(right[label == c]) for c in label.unique().tolist()},
     )
 
 
 @torch.no_grad()
-def latency(model: PatchedModel, batch: int = 32, rounds: int = 15) -> tuple[float, float]:
-    """Milliseconds per image of the target alone and of the patched model, medians in turn."""
+def latency(model: PatchedModel, batch: int = 32, rounds: int = 15) -> Latency:
+    """How long the target alone and the patched model take, medians of runs in turn."""
     how = preprocessing_of(model)
     device = next(model.parameters()).device
     x = torch.zeros(batch, *how.input_size, device=device)
@@ -86,7 +129,8 @@ def latency(model: PatchedModel, batch: int = 32, rounds: int = 15) -> tuple[flo
             if device.type == "cuda":
                 torch.cuda.synchronize()
             runs.append((time.perf_counter() - start) * 1000 / batch)
-    return tuple(sorted(runs)[rounds // 2] for runs in times)  # type: ignore[return-value]
+    target, patched = (sorted(runs)[rounds // 2] for runs in times)
+    return Latency(target, patched, patched / target)
 
 
 def _calibration_error(probability: Tensor, right: Tensor) -> float | None:
@@ -103,7 +147,11 @@ def _calibration_error(probability: Tensor, right: Tensor) -> float | None:
 
 
 def _share(hits: Tensor) -> float | None:
-    return _round(hits.double().mean().item()) if len(hits) else None
+    return _mean(hits) if len(hits) else None
+
+
+def _mean(hits: Tensor) -> float:
+    return _round(hits.double().mean().item())
 
 
 def _round(value: float) -> float:

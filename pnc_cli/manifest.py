@@ -11,15 +11,15 @@ import json
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from .errors import BadInput
 
-CLONE_SCHEMA = "pnc.clone/1"
-PATCHED_SCHEMA = "pnc.patched/1"
-PLAN_SCHEMA = "pnc.plan/1"
+CLONE_SCHEMA: Final = "pnc.clone/1"
+PATCHED_SCHEMA: Final = "pnc.patched/1"
+PLAN_SCHEMA: Final = "pnc.plan/1"
 
 _FORBIDDEN_ARGS = {
     "pretrained",
@@ -47,7 +47,7 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     pass
 
 
-class Preprocessing(_Strict):
+class Preprocessing(_Strict, frozen=True):
     """How an image becomes a network's input; the names are timm's."""
 
     input_size: tuple[int, int, int]  # channels, height, width
@@ -58,7 +58,7 @@ class Preprocessing(_Strict):
     std: list[float]
 
 
-class NetworkRef(_Strict, omit_defaults=True):
+class NetworkRef(_Strict, frozen=True, omit_defaults=True):
     """A timm classifier: enough to rebuild it and to recognise its weights."""
 
     architecture: str  # a plain name of timm's registry
@@ -113,14 +113,14 @@ class Features(Layout, frozen=True, kw_only=True):
         return cls(position=position, **{f: getattr(layout, f) for f in Layout.__struct_fields__})
 
 
-class Kept(_Strict):
+class Kept(_Strict, frozen=True):
     """The indices of a source tensor's ``axis`` that were copied, in their order."""
 
     axis: Natural
     indices: list[Natural]
 
 
-class ModuleTensor(_Strict):
+class ModuleTensor(_Strict, frozen=True):
     """Tensor ``module.<name>`` is the source's ``<name>``, sliced by ``kept`` (all if empty).
 
     In the source's file it is called ``<tensor_prefix><name>``.
@@ -129,14 +129,14 @@ class ModuleTensor(_Strict):
     kept: list[Kept]
 
 
-class CloneClass(_Strict):
+class CloneClass(_Strict, frozen=True):
     name: Label  # the label in the patched checkpoint
     source_name: Label
     source_index: Natural  # the class's index in the source
     position: Natural  # the class's place among this clone's logits
 
 
-class Adapter(_Strict):
+class Adapter(_Strict, frozen=True):
     """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution.
 
     ``modulation`` names the module's normalisation layers whose channels the adapter scales and
@@ -149,7 +149,7 @@ class Adapter(_Strict):
     modulation: list[str] = msgspec.field(default_factory=list)
 
 
-class Join(_Strict):
+class Join(_Strict, frozen=True):
     """Branch features -> logits of the clone classes, comparable with the target's.
 
     ``gaussian-gate``: old or new is told by Gaussians, one a class, with one shrunk covariance,
@@ -163,19 +163,19 @@ class Join(_Strict):
     parameters: Natural
 
 
-class Method(_Strict):
+class Method(_Strict, frozen=True):
     """What made the clone: with the same inputs and versions, the same bytes."""
 
     seed: int
     epochs: Natural
-    share: float  # of the module's channels kept
+    share: float  # of the copied part's cost (parameters and MACs) kept
     images_per_class: dict[Label, Natural]
     original_images: Natural
     # other clones that the join was recalibrated with, at injection
     recalibrated_with: list[Label] = msgspec.field(default_factory=list)
 
 
-class Measured(_Strict):
+class Measured(_Strict, frozen=True):
     """Figures at cloning time, on training images held out from every fit; shares 0 to 1."""
 
     images: Natural
@@ -187,7 +187,7 @@ class Measured(_Strict):
     locality: float | None
 
 
-class Cost(_Strict):
+class Cost(_Strict, frozen=True):
     """What the clone adds to the target, per image where that applies."""
 
     parameters: Natural
@@ -197,7 +197,7 @@ class Cost(_Strict):
     bytes: Natural
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True):
     """The patch manifest of one clone."""
 
     schema: Literal["pnc.clone/1"]
@@ -228,7 +228,7 @@ class Manifest(_Strict):
         return msgspec.structs.replace(self, classes=classes)
 
 
-class Patched(_Strict):
+class Patched(_Strict, frozen=True):
     """The manifest of a patched checkpoint."""
 
     schema: Literal["pnc.patched/1"]
@@ -264,7 +264,7 @@ class Place:
         return replace(self, share=share)
 
 
-class Candidate(_Strict):
+class Candidate(_Strict, frozen=True):
     """One (tap, cut, share, resolution) of a search, with what it gives and what it costs."""
 
     tap: str
@@ -275,7 +275,7 @@ class Candidate(_Strict):
     joint_accuracy: float | None
     average_accuracy: float | None
     locality: float | None
-    fit: float  # share of the cut features' variance that the adapter explains
+    fit: float  # share of the variance of the source's pre-logits that survives, on held-out images
     parameters: Natural
     macs: Natural
     bytes: Natural
@@ -293,7 +293,7 @@ class Candidate(_Strict):
         return f"share {self.share:g}{coarse}"
 
 
-class Plan(_Strict):
+class Plan(_Strict, frozen=True):
     """What ``pnc search`` found; ``pnc clone --plan`` takes the chosen candidate from it."""
 
     schema: Literal["pnc.plan/1"]
@@ -323,12 +323,16 @@ def canonical_json(document: Any) -> bytes:
     return text.encode("utf-8") + b"\n"
 
 
-def parse(text: str | bytes, kind: type[msgspec.Struct], where: str):
+Document = TypeVar("Document", bound=Manifest | Patched | Plan)
+
+
+def parse(text: str | bytes, kind: type[Document], where: str) -> Document:
     """Strictly decodes a ``kind`` (Manifest, Patched, Plan) from JSON.
 
     Raises ``BadInput`` naming ``where``, and the field, or the version when that is the trouble.
     """
-    wanted = {Manifest: CLONE_SCHEMA, Patched: PATCHED_SCHEMA, Plan: PLAN_SCHEMA}[kind]
+    schemas: dict[type, str] = {Manifest: CLONE_SCHEMA, Patched: PATCHED_SCHEMA, Plan: PLAN_SCHEMA}
+    wanted = schemas[kind]
     try:
         head = msgspec.json.decode(text)
         found = head.get("schema") if isinstance(head, dict) else None
@@ -342,9 +346,12 @@ def parse(text: str | bytes, kind: type[msgspec.Struct], where: str):
         document = msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BadInput(f"{where}: manifest does not follow '{wanted}': {e}") from None
-    for manifest in getattr(document, "clones", [document] if kind is Manifest else []):
-        _check(manifest, where)
-    if kind is Plan and document.chosen >= len(document.candidates):
+    if isinstance(document, Manifest):
+        _check(document, where)
+    elif isinstance(document, Patched):
+        for manifest in document.clones:
+            _check(manifest, where)
+    elif document.chosen >= len(document.candidates):
         raise BadInput(f"{where}: chosen candidate {document.chosen} is not in the list")
     return document
 

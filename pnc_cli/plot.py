@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--plot {path}: expected a name that ends in {', '.join(FORMATS)}")
     try:
-        import matplotlib
+        import_module("matplotlib")
     except ImportError:
         raise UsageError(
             "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from .errors import PncError
-
-Progress = Callable[[str, int, int], None]
+from .progress import Progress, no_progress
 
 
 class Report:
@@ -47,7 +46,7 @@ class Report:
     def progress(self) -> Iterator[Progress]:
         """A callback ``(what, done, total)`` that draws bars on a terminal."""
         if self.quiet or not sys.stderr.isatty():
-            yield lambda what, done, total: None
+            yield no_progress
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

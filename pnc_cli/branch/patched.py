@@ -71,21 +71,6 @@ class PatchedModel(nn.Module):
         pre = target_pre_logits(seen, self.classifier, z_t)
         return torch.cat([z_t, *(b(seen[b.tap], pre, z_t) for b in self.branches.values())], dim=1)
 
-    def clone_costs(self) -> list[dict[str, object]]:
-        """What each clone adds, as its manifest says; shares are of the target's."""
-        return [
-            {
-                "name": m.name,
-                "classes": m.labels,
-                "parameters": m.cost.parameters,
-                "parameters_share": m.cost.parameters / max(m.cost.target_parameters, 1),
-                "macs": m.cost.macs,
-                "macs_share": m.cost.macs / max(m.cost.target_macs, 1),
-                "bytes": m.cost.bytes,
-            }
-            for m in self.manifests
-        ]
-
 
 def load(
     target: str | Path,

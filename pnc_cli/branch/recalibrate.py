@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from ..files.patch import eject, inject
 from ..manifest import Patched
 from ..network.tensors import raw_tensor, read_tensors
 from .join import GaussianGate, Join
-from .patched import PatchedModel, answers, load, preprocessing_of
+from .patched import Branch, PatchedModel, answers, load, preprocessing_of
 
 PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
 STEPS = 200
@@ -50,7 +51,8 @@ def recalibrate(model: PatchedModel, images: Iterable[Images]) -> Recalibrated:
     z = z.double()
     weight = (1.0 / torch.bincount(label, minlength=z.shape[1]).clamp(min=1))[label].double()
     weight = weight / weight.sum()
-    old, names = model.target_classes, list(model.branches)
+    joins = {n: cast(Branch, b).join for n, b in model.branches.items()}
+    old, names = model.target_classes, list(joins)
     sizes = [len(m.classes) for m in model.manifests]
     z_t, new = z[:, :old], z[:, old:].split(sizes, dim=1)
     level = z_t.logsumexp(1)
@@ -74,9 +76,9 @@ def recalibrate(model: PatchedModel, images: Iterable[Images]) -> Recalibrated:
     optimizer.step(closure)
     with torch.no_grad():
         for name, (a, b) in zip(names, theta):
-            _calibrate(model.branches[name].join, a, b)
+            _calibrate(joins[name], a, b)
         after = loss(0.0).item()
-    return Recalibrated({n: model.branches[n].join.state_dict() for n in names}, before, after)
+    return Recalibrated({n: join.state_dict() for n, join in joins.items()}, before, after)
 
 
 def inject_together(
@@ -153,8 +155,8 @@ def _calibrate(join: Join, slope: Tensor, offset: Tensor) -> None:
     """Makes g of ``join`` to slope g + offset."""
     slope = slope.clamp(min=SMALLEST)
     if isinstance(join, GaussianGate):
-        join.calibration.mul_(slope)
-        join.calibration[1] += offset
+        calibration = join.get_buffer("calibration").mul_(slope)
+        calibration[1] += offset
     else:
-        join.slope.mul_(slope)
-        join.offset.mul_(slope).add_(offset)
+        join.get_buffer("slope").mul_(slope)
+        join.get_buffer("offset").mul_(slope).add_(offset)

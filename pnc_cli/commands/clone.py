@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import BadInput, Incompatible
 from ..report import Report, amount, figure, table
 from . import options as o
-from .pair import Request
 
 if TYPE_CHECKING:
-    from ..branch.task import Task
-    from ..manifest import Manifest, Plan
+    from ..manifest import Manifest
 
 
 def clone(
-    source: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="SRC", help="Source checkpoint (.safetensors)."),
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="TGT", help="Target checkpoint (.safetensors)."),
-    ],
+    source: o.Source,
+    target: o.Target,
     data: Annotated[
         str,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Folder or .tar with one sub-folder a class: clone classes teach, original classes (a few images each) keep the clone in its place.",
+        o.data(
+            "Folder or .tar with one sub-folder a class: clone classes teach, original classes (a few images each) keep the clone in its place."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The clone file to write (.safetensors).")
-    ],
+    output: Annotated[Path, o.output("The clone file to write (.safetensors).")],
     classes: o.Classes = None,
     plan: Annotated[
         str | None,
@@ -62,7 +48,7 @@ def clone(
             min=0,
         ),
     ] = None,
-    limit: o.Limit = None,
+    limit_per_class: o.Limit = None,
     no_originals: o.NoOriginals = False,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
@@ -82,58 +68,43 @@ def clone(
 
     Next: pnc inject TGT clone.safetensors -o patched.safetensors
     """
-    from ..files.atomic import check_output
-    from ..files.clone_file import sidecar_of, write_clone
+    from .. import api
+    from ..allocator import keep_freed_memory
     from ..manifest import to_plain
 
     report = Report("clone", as_json=as_json, quiet=quiet)
     source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
-    check_output(output, force=force, inputs=[source, target])
-    check_output(sidecar_of(output), force=force)
-    o.clone_name(name)
-    given = _read_plan(plan) if plan is not None else None
-    request = Request(
-        source,
-        target,
-        classes or (given.classes if given else []),
-        data,
-        limit,
-        not no_originals,
-        skip_bad,
-        seed,
-        device,
-        source_arch,
-        target_arch,
-        source_args,
-        target_args,
-    )
+    keep_freed_memory()
     with report.progress() as progress:
-        from ..branch.make import Recipe, make_clone
-        from ..branch.task import default_name
-        from ..placement.grid import make_grid
-        from ..placement.search import Budget, make_plan
-
-        task = request.load(report, progress)
-        if given is not None:
-            _check_plan(given, plan, task)
-            chosen = given.candidates[given.chosen]
-            grid = make_grid(task.source, task.target, [chosen.tap], [chosen.cut])
-        else:
-            grid = make_grid(task.source, task.target, tap or (), cut or ())
-            found = make_plan(
-                task,
-                grid,
-                seed=seed,
-                shares=share,
-                resolutions=resolution,
-                budget=Budget(max_macs, max_params, max_bytes),
-                progress=progress,
-            )
-            chosen = found.candidates[found.chosen]
-        report.note(f"position: target '{chosen.tap}' -> source '{chosen.cut}', {chosen.kept}")
-        recipe = Recipe(name or default_name(task.classes), epochs, seed)
-        manifest, tensors = make_clone(task, grid, chosen, recipe, progress=progress)
-    write_clone(output, manifest, tensors, force=force, inputs=[source, target])
+        manifest = api.clone(
+            source,
+            target,
+            data=data,
+            output=output,
+            classes=classes,
+            plan=plan,
+            tap=tap,
+            cut=cut,
+            share=share,
+            resolution=resolution,
+            max_macs=max_macs,
+            max_params=max_params,
+            max_bytes=max_bytes,
+            name=name,
+            epochs=epochs,
+            limit_per_class=limit_per_class,
+            no_originals=no_originals,
+            skip_bad=skip_bad,
+            seed=seed,
+            device=device,
+            source_arch=source_arch,
+            target_arch=target_arch,
+            source_args=o.model_args(source_args, "--source-args"),
+            target_args=o.model_args(target_args, "--target-args"),
+            force=force,
+            progress=progress,
+            note=report.note,
+        )
     report.result(
         {"output": str(output), "manifest": to_plain(manifest)}, summary(manifest, output)
     )
@@ -161,27 +132,3 @@ def summary(m: Manifest, path: Path) -> str:
         f"{amount(c.macs)} MACs ({c.macs / c.target_macs:.2f}), {amount(c.bytes)} bytes\n"
         f"{measured}"
     )
-
-
-def _read_plan(plan: str) -> Plan:
-    from ..manifest import Plan, parse
-
-    try:
-        text = sys.stdin.buffer.read() if plan == "-" else Path(plan).read_bytes()
-    except OSError as e:
-        raise BadInput(f"{plan}: cannot be read: {e.strerror}") from e
-    return parse(text, Plan, "standard input" if plan == "-" else plan)
-
-
-def _check_plan(plan: Plan, name: str | None, task: Task) -> None:
-    """A plan belongs to one pair of checkpoints."""
-    for what, network, sha256 in (
-        ("source", task.source, plan.source_sha256),
-        ("target", task.target, plan.target_sha256),
-    ):
-        if network.ref.file_sha256 != sha256:
-            raise Incompatible(
-                f"{name}: the plan was made for another {what}: {network.path} has sha256 "
-                f"{network.ref.file_sha256[:16]}…, the plan says {sha256[:16]}…",
-                hint="run pnc search on these two files",
-            )

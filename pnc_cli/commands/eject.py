@@ -12,10 +12,8 @@ from . import options as o
 
 
 def eject(
-    patched: Annotated[
-        Path, typer.Argument(readable=False, metavar="PATCHED", help="Patched checkpoint.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write.")],
+    patched: Annotated[Path, o.positional("PATCHED", "Patched checkpoint.")],
+    output: Annotated[Path, o.output("The checkpoint to write.")],
     name: Annotated[
         list[str] | None,
         typer.Option("--name", "-n", help="Only this clone (repeatable). Default: all."),
@@ -28,11 +26,11 @@ def eject(
 
     With none left, the output is the target file as it was, sha256 for sha256.
     """
+    from .. import api
     from ..files.digest import file_sha256
-    from ..files.patch import eject as eject_clones
 
     report = Report("eject", as_json=as_json, quiet=quiet)
-    left = eject_clones(o.checkpoint(patched, "PATCHED"), output, names=name, force=force)
+    left = api.eject(o.checkpoint(patched, "PATCHED"), output=output, name=name, force=force)
     names = [c.name for c in left.clones] if left else []
     sha256 = file_sha256(output)
     text = f"{output}: " + (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,14 +13,13 @@ from ..errors import CheckFailed, UsageError
 from ..report import Report, figure, table
 from . import options as o
 
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+
 
 def evaluate(
-    checkpoint: Annotated[
-        Path, typer.Argument(readable=False, metavar="CKPT", help="Checkpoint, patched or plain.")
-    ],
-    data: Annotated[
-        str, typer.Option("--data", "-d", help="Folder or .tar with one sub-folder a class.")
-    ],
+    checkpoint: Annotated[Path, o.positional("CKPT", "Checkpoint, patched or plain.")],
+    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class.")],
     clone: Annotated[
         list[Path] | None,
         typer.Option(
@@ -34,7 +33,7 @@ def evaluate(
         ),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the forward pass too.")] = False,
-    limit: o.EvalLimit = 0,
+    limit_per_class: o.EvalLimit = 0,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
@@ -50,86 +49,68 @@ def evaluate(
     """Measure accuracy on original and clone classes, locality, calibration and cost."""
     report = Report("eval", as_json=as_json, quiet=quiet)
     checkpoint = o.checkpoint(checkpoint, "CKPT")
+
+    from .. import api
+    from ..allocator import keep_freed_memory
+    from ..evaluation import METRICS
+
+    keep_freed_memory()
+    floors = _floors(fail_under, METRICS)
+    notes: list[str] = []
     with report.progress() as progress:
-        from .. import evaluation as core
-        from ..allocator import keep_freed_memory
-        from ..branch.patched import load, preprocessing_of
-        from ..data import choose, open_images, read_images
-        from ..network.load import check_device
-
-        keep_freed_memory()
-        floors = _floors(fail_under, core.METRICS)
-        model = load(
+        result = api.evaluate(
             checkpoint,
-            clone or (),
-            architecture=arch,
-            model_args=o.model_args(args, "--args"),
-            device=str(check_device(device)),
-        )
-        source = open_images(data)
-        chosen = choose(source, model.label_names, limit or None, seed)
-        images = read_images(
-            source,
-            chosen,
-            [preprocessing_of(model)],
+            data=data,
+            clone=clone or (),
+            latency=latency,
+            limit_per_class=limit_per_class,
             skip_bad=skip_bad,
+            seed=seed,
+            device=device,
+            arch=arch,
+            args=o.model_args(args, "--args"),
             progress=progress,
-            what="evaluating",
+            note=notes.append,
         )
-        result = core.evaluate(model, images)
-        times = core.latency(model) if latency else None
-    missing = [n for n in model.label_names if n not in chosen]
-    if missing:
-        report.note(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
-    if result.skipped:
-        report.note(f"skipped {result.skipped} images that do not decode")
-    document = {**asdict(result), "clones": model.clone_costs(), "classes_without_images": missing}
-    if times:
-        document["latency_ms"] = {
-            "target": times[0],
-            "patched": times[1],
-            "ratio": times[1] / times[0],
-        }
-    failed = [
-        f"{name} is {figure(result.metric(name))}, required {floor:g}"
-        for name, floor in floors.items()
-        if result.metric(name) is None or result.metric(name) < floor
-    ]
+    for text in notes:
+        report.note(text)
+    document = {k: v for k, v in asdict(result).items() if k != "latency_ms" or latency}
+    failed = "; ".join(
+        f"{name} is {figure(result.metric(name))}, required {floors[name]:g}"
+        for name in result.below(floors)
+    )
     if failed and as_json:
-        report.failed(document, "; ".join(failed))
+        report.failed(document, failed)
     else:
-        report.result(document, _text(document))
+        report.result(document, _text(result))
     if failed:
-        raise CheckFailed("; ".join(failed), reported=True)
+        raise CheckFailed(failed, reported=True)
 
 
-def _text(d: dict) -> str:
-    rows = [
-        [name.replace("_", " "), figure(d[name])]
-        for name in (
-            "target_accuracy",
-            "original_accuracy",
-            "clone_accuracy",
-            "average_accuracy",
-            "joint_accuracy",
-            "branch_accuracy",
-            "locality",
-            "right_to_wrong",
-            "calibration_error",
-        )
-        if d[name] is not None
-    ]
-    lines = [table([f"on {d['images']} images", "share"], rows)]
-    for clone in d["clones"]:
+SHOWN = (
+    "target_accuracy",
+    "original_accuracy",
+    "clone_accuracy",
+    "average_accuracy",
+    "joint_accuracy",
+    "branch_accuracy",
+    "locality",
+    "right_to_wrong",
+    "calibration_error",
+)
+
+
+def _text(e: Evaluation) -> str:
+    figures = [(name.replace("_", " "), e.metric(name)) for name in SHOWN]
+    rows = [[name, figure(value)] for name, value in figures if value is not None]
+    lines = [table([f"on {e.images} images", "share"], rows)]
+    for clone in e.clones:
         lines.append(
-            f"clone '{clone['name']}': +{clone['parameters_share']:.2f} of the target's parameters, "
-            f"+{clone['macs_share']:.2f} of its MACs, {clone['bytes']:,} bytes"
+            f"clone '{clone.name}': +{clone.parameters_share:.2f} of the target's parameters, "
+            f"+{clone.macs_share:.2f} of its MACs, {clone.bytes:,} bytes"
         )
-    if "latency_ms" in d:
-        t = d["latency_ms"]
-        lines.append(
-            f"latency: {t['patched']:.2f} ms an image, {t['ratio']:.2f} times the target's"
-        )
+    if t := e.latency_ms:
+        lines.append(f"latency: {t.patched:.2f} ms an image, {t.ratio:.2f} times the target's")
     return "\n".join(lines)
 
 

@@ -15,11 +15,7 @@ from . import options as o
 def info(
     file: Annotated[
         Path | None,
-        typer.Argument(
-            readable=False,
-            metavar="FILE",
-            help="Checkpoint, clone, patched checkpoint, plan or manifest.",
-        ),
+        o.positional("FILE", "Checkpoint, clone, patched checkpoint, plan or manifest."),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of pnc's documents.")
@@ -28,7 +24,7 @@ def info(
     quiet: o.Quiet = False,
 ) -> None:
     """Say what FILE is, and whether it is sound."""
-    from ..files.describe import describe
+    from .. import api
     from ..manifest import json_schema
 
     if schema:
@@ -36,5 +32,5 @@ def info(
         return
     if file is None:
         raise UsageError("Missing argument 'FILE'", hint="pnc info FILE")
-    found = describe(o.existing(file, "FILE"))
+    found = api.info(o.existing(file, "FILE"))
     Report("info", as_json=as_json, quiet=quiet).result(found.document, found.text)

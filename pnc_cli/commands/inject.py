@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..progress import no_progress
 from ..report import Report
 from . import options as o
 
+if TYPE_CHECKING:
+    from ..branch.recalibrate import Recalibrated
+
 
 def inject(
-    target: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="TGT", help="Target checkpoint, plain or patched."),
-    ],
-    clones: Annotated[
-        list[Path], typer.Argument(readable=False, metavar="CLONE...", help="Clone files.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The patched checkpoint to write.")
-    ],
+    target: Annotated[Path, o.positional("TGT", "Target checkpoint, plain or patched.")],
+    clones: Annotated[list[Path], o.positional("CLONE...", "Clone files.")],
+    output: Annotated[Path, o.output("The patched checkpoint to write.")],
     rename: Annotated[
         list[str] | None,
         typer.Option("--rename", help="Inject a class under another label: old=new (repeatable)."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Recalibrate all clones together on these images of every class "
-            "(folder or .tar): joins change, modules do not.",
+        o.data(
+            "Recalibrate all clones together on these images of every class "
+            "(folder or .tar): joins change, modules do not."
         ),
     ] = None,
-    limit: o.Limit = None,
+    limit_per_class: o.Limit = None,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
     force: o.Force = False,
@@ -48,45 +44,44 @@ def inject(
 
     Next: pnc eval patched.safetensors --data DATA
     """
-    from ..files.patch import inject as inject_clones
+    from .. import api
+    from ..allocator import keep_freed_memory
 
     report = Report("inject", as_json=as_json, quiet=quiet)
     target = o.checkpoint(target, "TGT")
     for path in clones:
         o.existing(path, "CLONE")
-    names = o.renames(rename)
-    gain = None
-    if data is None:
-        patched = inject_clones(target, clones, output, rename=names, force=force)
-    else:
-        with report.progress() as progress:
-            from ..allocator import keep_freed_memory
-            from ..branch.recalibrate import inject_together
-
-            keep_freed_memory()
-            patched, gain = inject_together(
-                target,
-                clones,
-                output,
-                data,
-                limit=limit,
-                seed=seed,
-                rename=names,
-                skip_bad=skip_bad,
-                force=force,
-                progress=progress,
-            )
-        report.note(
-            f"recalibrated together: mean negative log-likelihood {gain.before:.3f} -> {gain.after:.3f}"
+    gains: list[Recalibrated] = []
+    notes: list[str] = []
+    if data is not None:
+        keep_freed_memory()
+    with report.progress() if data is not None else nullcontext(no_progress) as progress:
+        patched = api.inject(
+            target,
+            clones,
+            output=output,
+            rename=o.renames(rename),
+            data=data,
+            limit_per_class=limit_per_class,
+            skip_bad=skip_bad,
+            seed=seed,
+            force=force,
+            progress=progress,
+            note=notes.append,
+            recalibrated=gains.append,
         )
+    for text in notes:
+        report.note(text)
     labels = [label for c in patched.clones for label in c.labels]
+    document: dict[str, Any] = {
+        "output": str(output),
+        "target_sha256": patched.target_sha256,
+        "clones": [{"name": c.name, "classes": c.labels} for c in patched.clones],
+    }
+    for gain in gains:
+        document["recalibrated"] = {"before": gain.before, "after": gain.after}
     report.result(
-        {
-            "output": str(output),
-            "target_sha256": patched.target_sha256,
-            "clones": [{"name": c.name, "classes": c.labels} for c in patched.clones],
-            **({"recalibrated": {"before": gain.before, "after": gain.after}} if gain else {}),
-        },
+        document,
         f"{output}: {len(patched.clones[0].target.label_names)} original classes"
         f" + {', '.join(labels)}  (clones: {', '.join(c.name for c in patched.clones)})",
     )

@@ -11,6 +11,22 @@ import typer
 
 from ..errors import BadInput, UsageError
 
+
+def positional(metavar: str, help: str) -> Any:
+    """A file that has to be there; that is for the command to find out, in its own words."""
+    return typer.Argument(readable=False, metavar=metavar, help=help)
+
+
+def output(help: str) -> Any:
+    return typer.Option("--output", "-o", help=help)
+
+
+def data(help: str) -> Any:
+    return typer.Option("--data", "-d", help=help)
+
+
+Source = Annotated[Path, positional("SRC", "Source checkpoint (.safetensors).")]
+Target = Annotated[Path, positional("TGT", "Target checkpoint (.safetensors).")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, on failure too.")
 ]
@@ -76,10 +92,10 @@ def size(text: str) -> int:
     """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``."""
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    unit = found[2].removesuffix("b") if found else None
-    if unit not in units:
+    unit = units.get(found[2].removesuffix("b")) if found else None
+    if found is None or unit is None:
         raise typer.BadParameter(f"'{text}' is not a size such as 3000000, 3MB or 2.5MiB")
-    return int(float(found[1]) * units[unit])
+    return int(float(found[1]) * unit)
 
 
 MaxBytes = Annotated[
@@ -123,15 +139,6 @@ def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UsageError(f"{flag}: expected a JSON object")
     return value
-
-
-def clone_name(name: str | None) -> str | None:
-    """Checks ``--name``."""
-    from ..manifest import CLONE_NAME
-
-    if name is not None and not re.fullmatch(CLONE_NAME, name):
-        raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
-    return name
 
 
 def renames(items: list[str] | None) -> dict[str, str]:

@@ -10,35 +10,21 @@ import typer
 
 from ..report import Report, amount, figure, table
 from . import options as o
-from .pair import Request
 
 if TYPE_CHECKING:
     from ..manifest import Plan
 
 
 def search(
-    source: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="SRC", help="Source checkpoint (.safetensors)."),
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="TGT", help="Target checkpoint (.safetensors)."),
-    ],
+    source: o.Source,
+    target: o.Target,
     classes: o.Classes = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Folder or .tar with one sub-folder a class. Default: generated images.",
-        ),
+        o.data("Folder or .tar with one sub-folder a class. Default: generated images."),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Write the plan here, for pnc clone --plan; - is stdout."
-        ),
+        Path | None, o.output("Write the plan here, for pnc clone --plan; - is stdout.")
     ] = None,
     plot: Annotated[
         Path | None,
@@ -52,7 +38,7 @@ def search(
     max_params: o.MaxParams = None,
     max_bytes: o.MaxBytes = None,
     top: Annotated[int, typer.Option("--top", help="Candidates to print (0: all).", min=0)] = 10,
-    limit: o.Limit = None,
+    limit_per_class: o.Limit = None,
     no_originals: o.NoOriginals = False,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
@@ -72,62 +58,46 @@ def search(
 
     Next: pnc clone SRC TGT --plan PLAN --data DATA -o clone.safetensors
     """
-    from ..files.atomic import Outputs, check_output
+    from .. import api
+    from ..allocator import keep_freed_memory
     from ..manifest import canonical_json, to_plain
-    from ..plot import check_plot, draw_plan
 
     report = Report("search", as_json=as_json, quiet=quiet)
     source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
     to_stdout = output is not None and str(output) == "-"
-    if output is not None and not to_stdout:
-        check_output(output, force=force, inputs=[source, target])
-    if plot is not None:
-        check_plot(plot)
-        check_output(plot, force=force, inputs=[source, target])
-    request = Request(
-        source,
-        target,
-        classes or [],
-        data,
-        limit,
-        not no_originals,
-        skip_bad,
-        seed,
-        device,
-        source_arch,
-        target_arch,
-        source_args,
-        target_args,
-    )
+    keep_freed_memory()
     with report.progress() as progress:
-        from ..placement.grid import make_grid
-        from ..placement.search import Budget, make_plan
-
-        task = request.load(report, progress)
-        if data is None:
-            report.note(
-                "no --data: judged on generated images; with images of the classes the ranking is better"
-            )
-        grid = make_grid(task.source, task.target, tap or (), cut or ())
-        plan = make_plan(
-            task,
-            grid,
+        plan = api.search(
+            source,
+            target,
+            classes=classes,
+            data=data,
+            output=None if to_stdout else output,
+            plot=plot,
+            tap=tap,
+            cut=cut,
+            share=share,
+            resolution=resolution,
+            max_macs=max_macs,
+            max_params=max_params,
+            max_bytes=max_bytes,
+            limit_per_class=limit_per_class,
+            no_originals=no_originals,
+            skip_bad=skip_bad,
             seed=seed,
-            shares=share,
-            resolutions=resolution,
-            budget=Budget(max_macs, max_params, max_bytes),
+            device=device,
+            source_arch=source_arch,
+            target_arch=target_arch,
+            source_args=o.model_args(source_args, "--source-args"),
+            target_args=o.model_args(target_args, "--target-args"),
+            force=force,
             progress=progress,
+            note=report.note,
         )
-    document = canonical_json(plan)
-    with Outputs(force=force, inputs=[source, target]) as outputs:
-        if output is not None and not to_stdout:
-            outputs.open(output).write(document)
-        if plot is not None:
-            draw_plan(plan, outputs.open(plot), plot.suffix)
     if plot is not None:
         report.note(f"drawn in {plot}")
     if to_stdout:
-        sys.stdout.write(document.decode("utf-8"))
+        sys.stdout.write(canonical_json(plan).decode("utf-8"))
         return
     report.result({"plan": to_plain(plan)}, _text(plan, top))
     if output is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 Shapes = Mapping[str, Sequence[int]]  # tensor name -> shape
 Free = frozenset[tuple[str, int]]  # (tensor, axis): dimensions that are left out
@@ -86,11 +87,11 @@ class Index:
 
     def dumps(self) -> str:
         """JSON in a stable order, one group a line."""
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"names": names, "free": sorted(free), "shapes": {k: sorted(v) for k, v in g.items()}}
             for (names, free), g in self.groups.items()
         ]
-        fields = {
+        fields: dict[str, Any] = {
             "timm": self.timm,
             "unbuilt": self.unbuilt,
             "traits": self.traits,

@@ -16,7 +16,11 @@ from .header import Header, read_header
 from .identity import resolve_identity
 from .opened import open_checkpoint, verify_target
 
-DOCUMENTS = {"pnc.clone": Manifest, "pnc.patched": Patched, "pnc.plan": Plan}
+DOCUMENTS: dict[str, type[Manifest] | type[Patched] | type[Plan]] = {
+    "pnc.clone": Manifest,
+    "pnc.patched": Patched,
+    "pnc.plan": Plan,
+}
 
 
 @dataclass(frozen=True)

@@ -200,9 +200,8 @@ def _preprocessing(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     for key in ("mean", "std"):
         value = found.get(key)
         if value is not None:
-            number = lambda v: type(v) in (int, float) and abs(v) < 1e9
-            value = [value] if number(value) else value
-            if not (isinstance(value, list) and value and all(map(number, value))):
+            value = [value] if _is_number(value) else value
+            if not (isinstance(value, list) and value and all(map(_is_number, value))):
                 raise BadInput(f"{where}: {key} is {value!r}, expected numbers, one a channel")
             if key == "std" and min(value) <= 0:
                 raise BadInput(f"{where}: std is {value!r}, expected positive numbers")
@@ -225,3 +224,7 @@ def _preprocessing(cfg: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: {key} is {found[key]!r}, expected one of {', '.join(allowed)}"
             )
     return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import BadInput, Incompatible, UsageError
 from ..manifest import PATCHED_SCHEMA, Manifest, Patched, canonical_json, parse
@@ -95,7 +96,7 @@ def _drop_stale_sidecar(output: Path) -> None:
         sidecar.unlink()
 
 
-def _write(f, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -> Patched:
+def _write(f: BinaryIO, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -> Patched:
     """Writes a whole patched checkpoint to the open file ``f``."""
     patched = Patched(
         schema=PATCHED_SCHEMA,

@@ -1,0 +1,420 @@
+"""What the commands do, as functions: typed arguments, typed results, nothing printed.
+
+A command's positionals are a function's first arguments, its options keyword arguments of the
+same names.  A file is a ``str`` or a ``Path``; where several may be given, one alone will do.
+``progress`` is called with (what, how many are done, of how many), ``note`` with each sentence that
+is worth knowing beside the result.  What is refused raises an error of :mod:`pnc_cli.errors`, and
+nothing has been written then; what it says to try is said as for the command line.
+
+``inject`` (without ``data``), ``eject`` and ``info`` are file work and import no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+from .files.atomic import Outputs, check_output
+from .files.clone_file import sidecar_of, write_clone
+from .files.describe import Description, describe
+from .files.forms import checkpoint_file
+from .files.patch import eject as eject_clones
+from .files.patch import inject as inject_clones
+from .given import File, check_plan, load_task, read_plan
+from .manifest import CLONE_NAME, Manifest, Patched, Plan, canonical_json
+from .progress import Note, Progress, no_note, no_progress
+
+if TYPE_CHECKING:
+    from .branch.patched import PatchedModel
+    from .branch.recalibrate import Recalibrated
+    from .evaluation import Evaluation
+
+
+def search(
+    source: File,
+    target: File,
+    *,
+    classes: str | Iterable[str] | None = None,
+    data: File | None = None,
+    output: File | None = None,
+    plot: File | None = None,
+    tap: str | Iterable[str] | None = None,
+    cut: str | Iterable[str] | None = None,
+    share: float | Iterable[float] | None = None,
+    resolution: float | Iterable[float] | None = None,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    max_bytes: int | None = None,
+    limit_per_class: int | None = None,
+    no_originals: bool = False,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    source_arch: str | None = None,
+    target_arch: str | None = None,
+    source_args: dict[str, Any] | None = None,
+    target_args: dict[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+    note: Note = no_note,
+) -> Plan:
+    """Ranks where in ``target`` to attach which part of ``source``, best first.
+
+    ``classes`` are the source's to clone, ``"deer=roe deer"`` for one under another label; without
+    them those that the target does not know.  ``data`` is a folder or .tar with one sub-folder a
+    class (or what else timm's datasets are called); without it the source is judged on generated
+    images.  ``max_macs`` and ``max_params`` are shares of the target's, ``max_bytes`` a number.
+    The plan is written to ``output`` and drawn in ``plot`` where they are given.
+
+    >>> import pnc_cli
+    >>> plan = pnc_cli.search("source.safetensors", "target.safetensors", data="train", max_macs=0.5)
+    >>> best = plan.candidates[plan.chosen]
+    >>> best.macs <= 0.5 * plan.target_macs
+    True
+    """
+    from .plot import check_plot, draw_plan
+
+    source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
+    inputs = [source, target]
+    if output is not None:
+        check_output(output := Path(output), force=force, inputs=inputs)
+    if plot is not None:
+        check_plot(plot := Path(plot))
+        check_output(plot, force=force, inputs=inputs)
+
+    from .placement.grid import make_grid
+    from .placement.search import Budget, make_plan
+
+    task = load_task(
+        source,
+        target,
+        classes=_names(classes),
+        data=data,
+        limit_per_class=limit_per_class,
+        no_originals=no_originals,
+        skip_bad=skip_bad,
+        seed=seed,
+        device=device,
+        source_arch=source_arch,
+        target_arch=target_arch,
+        source_args=source_args,
+        target_args=target_args,
+        progress=progress,
+        note=note,
+    )
+    if data is None:
+        note(
+            "no --data: judged on generated images; with images of the classes the ranking is better"
+        )
+    plan = make_plan(
+        task,
+        make_grid(task.source, task.target, _names(tap), _names(cut)),
+        seed=seed,
+        shares=_numbers(share),
+        resolutions=_numbers(resolution),
+        budget=Budget(max_macs, max_params, max_bytes),
+        progress=progress,
+    )
+    with Outputs(force=force, inputs=inputs) as outputs:
+        if output is not None:
+            outputs.open(output).write(canonical_json(plan))
+        if plot is not None:
+            draw_plan(plan, outputs.open(plot), plot.suffix)
+    return plan
+
+
+def clone(
+    source: File,
+    target: File,
+    *,
+    data: File,
+    output: File | None = None,
+    classes: str | Iterable[str] | None = None,
+    plan: Plan | File | None = None,
+    tap: str | Iterable[str] | None = None,
+    cut: str | Iterable[str] | None = None,
+    share: float | Iterable[float] | None = None,
+    resolution: float | Iterable[float] | None = None,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    max_bytes: int | None = None,
+    name: str | None = None,
+    epochs: int | None = None,
+    limit_per_class: int | None = None,
+    no_originals: bool = False,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    source_arch: str | None = None,
+    target_arch: str | None = None,
+    source_args: dict[str, Any] | None = None,
+    target_args: dict[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+    note: Note = no_note,
+) -> Manifest:
+    """Clones classes of ``source`` for ``target``, writes that to ``output``, returns its manifest.
+
+    ``plan`` is what :func:`search` found, or the file that it is in (``"-"``: standard input);
+    without one the search is made here, as its arguments say.  Folders of ``data`` that are clone
+    classes teach the clone, those that are original classes keep it in its place.  ``epochs`` are
+    the passes that refine the adapter.  The manifest is written beside the clone too; neither is
+    where ``output`` is not given.
+
+    >>> import pnc_cli
+    >>> manifest = pnc_cli.clone(
+    ...     "source.safetensors", "target.safetensors", data="train", output="clone.safetensors"
+    ... )
+    >>> manifest.cost.macs <= manifest.cost.target_macs
+    True
+    """
+    source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
+    inputs = [source, target]
+    if output is not None:
+        check_output(output := Path(output), force=force, inputs=inputs)
+        check_output(sidecar_of(output), force=force)
+    if name is not None and not re.fullmatch(CLONE_NAME, name):
+        raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
+    given = None if plan is None else read_plan(plan)
+    wanted = _names(classes)
+
+    from .branch.make import Recipe, make_clone
+    from .branch.task import default_name
+    from .placement.grid import make_grid
+    from .placement.search import Budget, make_plan
+
+    task = load_task(
+        source,
+        target,
+        classes=given.classes if given is not None and not wanted else wanted,
+        data=data,
+        limit_per_class=limit_per_class,
+        no_originals=no_originals,
+        skip_bad=skip_bad,
+        seed=seed,
+        device=device,
+        source_arch=source_arch,
+        target_arch=target_arch,
+        source_args=source_args,
+        target_args=target_args,
+        progress=progress,
+        note=note,
+    )
+    if given is not None:
+        check_plan(given, "the plan" if isinstance(plan, Plan) else str(plan), task)
+        chosen = given.candidates[given.chosen]
+        grid = make_grid(task.source, task.target, [chosen.tap], [chosen.cut])
+    else:
+        grid = make_grid(task.source, task.target, _names(tap), _names(cut))
+        found = make_plan(
+            task,
+            grid,
+            seed=seed,
+            shares=_numbers(share),
+            resolutions=_numbers(resolution),
+            budget=Budget(max_macs, max_params, max_bytes),
+            progress=progress,
+        )
+        chosen = found.candidates[found.chosen]
+    note(f"position: target '{chosen.tap}' -> source '{chosen.cut}', {chosen.kept}")
+    recipe = Recipe(name or default_name(task.classes), epochs, seed)
+    manifest, tensors = make_clone(task, grid, chosen, recipe, progress=progress)
+    if output is not None:
+        write_clone(output, manifest, tensors, force=force, inputs=inputs)
+    return manifest
+
+
+def inject(
+    target: File,
+    clones: File | Iterable[File],
+    *,
+    output: File,
+    rename: dict[str, str] | None = None,
+    data: File | None = None,
+    limit_per_class: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = no_progress,
+    note: Note = no_note,
+    recalibrated: Callable[[Recalibrated], object] | None = None,
+) -> Patched:
+    """Writes ``target``, plain or patched, with ``clones`` applied to ``output``.
+
+    The target's tensors stay as they are, byte for byte.  ``rename`` maps labels of the clones to
+    others.  With ``data``, images of every class, all clones are recalibrated together: joins
+    change, modules do not; ``recalibrated`` is called with what that gave.
+
+    >>> import pnc_cli
+    >>> patched = pnc_cli.inject(
+    ...     "target.safetensors", "clone.safetensors", output="patched.safetensors"
+    ... )
+    >>> labels = [label for clone in patched.clones for label in clone.labels]
+    """
+    target, paths, output = Path(target), _paths(clones), Path(output)
+    if data is None:
+        return inject_clones(target, paths, output, rename=rename, force=force)
+
+    from .branch.recalibrate import inject_together
+
+    patched, gain = inject_together(
+        target,
+        paths,
+        output,
+        str(data),
+        limit=limit_per_class,
+        seed=seed,
+        rename=rename,
+        skip_bad=skip_bad,
+        force=force,
+        progress=progress,
+    )
+    note(
+        f"recalibrated together: mean negative log-likelihood {gain.before:.3f} -> {gain.after:.3f}"
+    )
+    if recalibrated is not None:
+        recalibrated(gain)
+    return patched
+
+
+def eject(
+    patched: File,
+    *,
+    output: File,
+    name: str | Iterable[str] | None = None,
+    force: bool = False,
+) -> Patched | None:
+    """Writes ``patched`` without the clones called ``name`` (all if None) to ``output``.
+
+    With none left the output is the target file as it was, sha256 for sha256, and None is returned.
+
+    >>> import pnc_cli
+    >>> pnc_cli.eject("patched.safetensors", output="restored.safetensors")
+    >>> open("restored.safetensors", "rb").read() == open("target.safetensors", "rb").read()
+    True
+    """
+    names = None if name is None else _names(name)
+    return eject_clones(Path(patched), Path(output), names=names, force=force)
+
+
+def evaluate(
+    checkpoint: File | PatchedModel,
+    *,
+    data: File,
+    clone: File | Iterable[File] = (),
+    latency: bool = False,
+    limit_per_class: int = 0,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+    arch: str | None = None,
+    args: dict[str, Any] | None = None,
+    progress: Progress = no_progress,
+    note: Note = no_note,
+) -> Evaluation:
+    """Measures a checkpoint, patched or plain, on labelled images.
+
+    ``clone`` is put on top, unwritten.  A module that :func:`load` gave is taken as it is, where it
+    is: ``clone``, ``device``, ``arch`` and ``args`` say how a file is loaded.  ``limit_per_class``
+    images of each class are read (0: all); ``latency`` times the forward pass too.
+
+    >>> import pnc_cli
+    >>> result = pnc_cli.evaluate("patched.safetensors", data="test")
+    >>> result.below({"locality": 0.5, "joint_accuracy": 0.5})
+    []
+    """
+    from . import evaluation
+    from .branch.patched import preprocessing_of
+    from .data import choose, open_images, read_images
+
+    on_top = _paths(clone)
+    if isinstance(checkpoint, str | Path):
+        model = load(checkpoint, on_top, arch=arch, args=args, device=device or "cpu")
+    elif on_top or (device, arch, args) != (None, None, None):
+        raise UsageError(
+            "clone, device, arch and args say how a file is loaded, but a loaded network was given",
+            hint="give them to pnc_cli.load",
+        )
+    else:
+        model = checkpoint
+    source = open_images(str(data))
+    chosen = choose(source, model.label_names, limit_per_class or None, seed)
+    images = read_images(
+        source,
+        chosen,
+        [preprocessing_of(model)],
+        skip_bad=skip_bad,
+        progress=progress,
+        what="evaluating",
+    )
+    missing = [n for n in model.label_names if n not in chosen]
+    result = replace(
+        evaluation.evaluate(model, images),
+        classes_without_images=missing,
+        latency_ms=evaluation.latency(model) if latency else None,
+    )
+    if missing:
+        note(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
+    if result.skipped:
+        note(f"skipped {result.skipped} images that do not decode")
+    return result
+
+
+def load(
+    target: File,
+    clones: File | Iterable[File] = (),
+    *,
+    arch: str | None = None,
+    args: dict[str, Any] | None = None,
+    device: str = "cpu",
+) -> PatchedModel:
+    """A patched checkpoint, or a target with ``clones`` on top, as an ordinary ``nn.Module``.
+
+    It is in eval mode, has ``label_names``, ``num_classes`` and ``pretrained_cfg``, and puts out
+    the target's logits first, bit for bit, then the clones'.  ``arch`` and ``args`` say what the
+    target is where its file does not.  Nothing is written.
+
+    >>> import pnc_cli, timm
+    >>> model = pnc_cli.load("target.safetensors", clones="clone.safetensors")
+    >>> transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    >>> len(model.label_names) == model.num_classes
+    True
+    """
+    from .branch import patched
+    from .network.load import check_device
+
+    return patched.load(
+        Path(target),
+        _paths(clones),
+        architecture=arch,
+        model_args=args,
+        device=str(check_device(device)),
+    )
+
+
+def info(file: File) -> Description:
+    """Says what ``file`` is (checkpoint, clone, patched checkpoint, plan or manifest), and checks it.
+
+    >>> import pnc_cli
+    >>> pnc_cli.info("clone.safetensors").document["kind"]
+    'clone'
+    """
+    return describe(Path(file))
+
+
+def _names(given: str | Iterable[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+def _numbers(given: float | Iterable[float] | None) -> list[float] | None:
+    if given is None:
+        return None
+    return [float(given)] if isinstance(given, int | float) else list(given)
+
+
+def _paths(given: File | Iterable[File]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]

@@ -1,0 +1,112 @@
+"""What a search and a clone are given: two checkpoints, classes, images, and perhaps a plan."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BadInput, Incompatible
+from .manifest import Plan, parse
+from .progress import Note, Progress
+
+if TYPE_CHECKING:
+    from .branch.task import Task
+
+File = str | Path
+
+
+def load_task(
+    source_file: Path,
+    target_file: Path,
+    *,
+    classes: list[str],
+    data: File | None,
+    limit_per_class: int | None,
+    no_originals: bool,
+    skip_bad: bool,
+    seed: int,
+    device: str,
+    source_arch: str | None,
+    target_arch: str | None,
+    source_args: dict[str, Any] | None,
+    target_args: dict[str, Any] | None,
+    progress: Progress,
+    note: Note,
+) -> Task:
+    """Loads both networks and the images, and notes what will be used.
+
+    ``classes`` empty: all that the target does not know; ``data`` None: no images.
+    """
+    from .branch.task import default_classes, gather, parse_classes
+    from .data import open_images
+    from .network.load import check_device, load_network
+
+    where = check_device(device)
+    source = load_network(
+        source_file,
+        architecture=source_arch,
+        what="--source-arch",
+        device=where,
+        model_args=source_args,
+    )
+    target = load_network(
+        target_file,
+        architecture=target_arch,
+        what="--target-arch",
+        device=where,
+        model_args=target_args,
+    )
+    wanted = parse_classes(classes or default_classes(source, target), source, target)
+    task = gather(
+        source,
+        target,
+        wanted,
+        open_images(str(data)) if data else None,
+        limit=limit_per_class,
+        originals=not no_originals,
+        seed=seed,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    for what, network in (("source", source), ("target", target)):
+        known = f"{network.ref.architecture}, {len(network.labels)} classes"
+        note(f"{what}: {known} ({network.path.name})")
+    note("clone classes: " + ", ".join(c.name for c in wanted))
+    if task.images is not None:
+        new = int(task.is_new.sum())
+        old = len(task.ids) - new
+        note(f"images: {new} of clone classes, {old} of {task.old} original classes")
+        if task.images.skipped:
+            note(f"skipped {task.images.skipped} images that do not decode")
+        if not task.old:
+            note(
+                "no images of original classes: the clone is told from them by the networks' "
+                "evidence alone, which is weaker; a few images of each would help"
+            )
+    return task
+
+
+def read_plan(plan: Plan | File) -> Plan:
+    """The plan itself, or the one in a file; ``-`` is standard input."""
+    if isinstance(plan, Plan):
+        return plan
+    try:
+        text = sys.stdin.buffer.read() if str(plan) == "-" else Path(plan).read_bytes()
+    except OSError as e:
+        raise BadInput(f"{plan}: cannot be read: {e.strerror}") from e
+    return parse(text, Plan, "standard input" if str(plan) == "-" else str(plan))
+
+
+def check_plan(plan: Plan, name: str, task: Task) -> None:
+    """A plan belongs to one pair of checkpoints.  Raises ``Incompatible`` for another."""
+    for what, network, sha256 in (
+        ("source", task.source, plan.source_sha256),
+        ("target", task.target, plan.target_sha256),
+    ):
+        if network.ref.file_sha256 != sha256:
+            raise Incompatible(
+                f"{name}: the plan was made for another {what}: {network.path} has sha256 "
+                f"{network.ref.file_sha256[:16]}…, the plan says {sha256[:16]}…",
+                hint="run pnc search on these two files",
+            )
