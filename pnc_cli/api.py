@@ -11,7 +11,6 @@ nothing has been written then; what it says to try is said as for the command li
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from .files.describe import Description, describe
 from .files.forms import checkpoint_file
 from .files.patch import eject as eject_clones
 from .files.patch import inject as inject_clones
-from .given import File, check_plan, load_task, read_plan
-from .manifest import CLONE_NAME, Manifest, Patched, Plan, canonical_json
+from .given import File, check_name, check_plan, load_task, names, numbers, paths, read_plan
+from .manifest import Manifest, Patched, Plan, canonical_json
 from .progress import Note, Progress, no_note, no_progress
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def search(
     task = load_task(
         source,
         target,
-        classes=_names(classes),
+        classes=names(classes),
         data=data,
         limit_per_class=limit_per_class,
         no_originals=no_originals,
@@ -106,16 +105,12 @@ def search(
         progress=progress,
         note=note,
     )
-    if data is None:
-        note(
-            "no --data: judged on generated images; with images of the classes the ranking is better"
-        )
     plan = make_plan(
         task,
-        make_grid(task.source, task.target, _names(tap), _names(cut)),
+        make_grid(task.source, task.target, names(tap), names(cut)),
         seed=seed,
-        shares=_numbers(share),
-        resolutions=_numbers(resolution),
+        shares=numbers(share),
+        resolutions=numbers(resolution),
         budget=Budget(max_macs, max_params, max_bytes),
         progress=progress,
     )
@@ -177,10 +172,9 @@ def clone(
     if output is not None:
         check_output(output := Path(output), force=force, inputs=inputs)
         check_output(sidecar_of(output), force=force)
-    if name is not None and not re.fullmatch(CLONE_NAME, name):
-        raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
+    check_name(name)
     given = None if plan is None else read_plan(plan)
-    wanted = _names(classes)
+    wanted = names(classes)
 
     from .branch.make import Recipe, make_clone
     from .branch.task import default_name
@@ -209,13 +203,13 @@ def clone(
         chosen = given.candidates[given.chosen]
         grid = make_grid(task.source, task.target, [chosen.tap], [chosen.cut])
     else:
-        grid = make_grid(task.source, task.target, _names(tap), _names(cut))
+        grid = make_grid(task.source, task.target, names(tap), names(cut))
         found = make_plan(
             task,
             grid,
             seed=seed,
-            shares=_numbers(share),
-            resolutions=_numbers(resolution),
+            shares=numbers(share),
+            resolutions=numbers(resolution),
             budget=Budget(max_macs, max_params, max_bytes),
             progress=progress,
         )
@@ -255,15 +249,15 @@ def inject(
     ... )
     >>> labels = [label for clone in patched.clones for label in clone.labels]
     """
-    target, paths, output = Path(target), _paths(clones), Path(output)
+    target, files, output = Path(target), paths(clones), Path(output)
     if data is None:
-        return inject_clones(target, paths, output, rename=rename, force=force)
+        return inject_clones(target, files, output, rename=rename, force=force)
 
     from .branch.recalibrate import inject_together
 
     patched, gain = inject_together(
         target,
-        paths,
+        files,
         output,
         str(data),
         limit=limit_per_class,
@@ -297,8 +291,8 @@ def eject(
     >>> open("restored.safetensors", "rb").read() == open("target.safetensors", "rb").read()
     True
     """
-    names = None if name is None else _names(name)
-    return eject_clones(Path(patched), Path(output), names=names, force=force)
+    wanted = None if name is None else names(name)
+    return eject_clones(Path(patched), Path(output), names=wanted, force=force)
 
 
 def evaluate(
@@ -331,7 +325,7 @@ def evaluate(
     from .branch.patched import preprocessing_of
     from .data import choose, open_images, read_images
 
-    on_top = _paths(clone)
+    on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
         model = load(checkpoint, on_top, arch=arch, args=args, device=device or "cpu")
     elif on_top or (device, arch, args) != (None, None, None):
@@ -389,7 +383,7 @@ def load(
 
     return patched.load(
         Path(target),
-        _paths(clones),
+        paths(clones),
         architecture=arch,
         model_args=args,
         device=str(check_device(device)),
@@ -404,17 +398,3 @@ def info(file: File) -> Description:
     'clone'
     """
     return describe(Path(file))
-
-
-def _names(given: str | Iterable[str] | None) -> list[str]:
-    return [given] if isinstance(given, str) else list(given or ())
-
-
-def _numbers(given: float | Iterable[float] | None) -> list[float] | None:
-    if given is None:
-        return None
-    return [float(given)] if isinstance(given, int | float) else list(given)
-
-
-def _paths(given: File | Iterable[File]) -> list[Path]:
-    return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]

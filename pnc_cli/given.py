@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInput, Incompatible
-from .manifest import Plan, parse
+from .errors import BadInput, Incompatible, UsageError
+from .manifest import CLONE_NAME, Plan, parse
 from .progress import Note, Progress
 
 if TYPE_CHECKING:
@@ -84,6 +86,10 @@ def load_task(
                 "no images of original classes: the clone is told from them by the networks' "
                 "evidence alone, which is weaker; a few images of each would help"
             )
+    if data is None:
+        note(
+            "no --data: judged on generated images; with images of the classes the ranking is better"
+        )
     return task
 
 
@@ -110,3 +116,23 @@ def check_plan(plan: Plan, name: str, task: Task) -> None:
                 f"{network.ref.file_sha256[:16]}…, the plan says {sha256[:16]}…",
                 hint="run pnc search on these two files",
             )
+
+
+def names(given: str | Iterable[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+def numbers(given: float | Iterable[float] | None) -> list[float] | None:
+    if given is None:
+        return None
+    return [float(given)] if isinstance(given, int | float) else list(given)
+
+
+def paths(given: File | Iterable[File]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
+
+
+def check_name(name: str | None) -> None:
+    """Whether a clone can be called that; raises ``UsageError``."""
+    if name is not None and not re.fullmatch(CLONE_NAME, name):
+        raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")

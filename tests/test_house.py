@@ -23,6 +23,7 @@ ROWS = [
     ["commands"],
     ["report"],  # what is printed: of no use below the commands
     ["api"],
+    ["given"],
     ["evaluation", "plot"],
     ["placement"],
     ["branch"],
@@ -31,7 +32,7 @@ ROWS = [
     ["data"],
     ["files"],
     ["manifest"],
-    ["allocator", "errors", "limits"],
+    ["allocator", "errors", "limits", "progress"],
 ]
 ROW = {room: k for k, row in enumerate(ROWS) for room in row}
 HEAVY = {"torch", "timm", "numpy"}  # not for files: it is read and written at disk speed
@@ -186,13 +187,19 @@ def test_printing_is_found(text, lines):
     assert list(printing(ast.parse(text))) == lines
 
 
+def first_statement(function):
+    """The first one behind arguments and docstring, which are as long as what they say."""
+    documented = ast.get_docstring(function) is not None and len(function.body) > 1
+    return function.body[documented]
+
+
 def test_a_function_is_one_screen():
     long = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines"
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        and (lines := node.end_lineno - node.lineno + 1) > LINES_OF_FUNCTION
+        and (lines := node.end_lineno - first_statement(node).lineno + 1) > LINES_OF_FUNCTION
     ]
     assert not long, "\n".join(long)
 

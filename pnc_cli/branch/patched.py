@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class PatchedModel(nn.Module):
     ) -> None:
         super().__init__()
         labels = [*target.ref.label_names, *(label for m in manifests for label in m.labels)]
+        config: dict[str, Any] = vars(target.model)["pretrained_cfg"]
         self.manifests = manifests
         self.target = target.model
         self.branches = nn.ModuleDict(branches)
@@ -59,17 +60,18 @@ class PatchedModel(nn.Module):
         self.label_names = labels
         self.num_classes = len(labels)
         self.target_classes = target.ref.num_classes
-        self.pretrained_cfg = {**target.model.pretrained_cfg, "num_classes": len(labels)}
+        self.pretrained_cfg: dict[str, Any] = {**config, "num_classes": len(labels)}
         self.default_cfg = self.pretrained_cfg
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.branches:
             return self.target(x)
-        taps = {b.tap for b in self.branches.values()}
+        branches = [cast(Branch, b) for b in self.branches.values()]
+        taps = {b.tap for b in branches}
         with recording(self.target, taps, self.classifier) as seen:
             z_t = self.target(x)
         pre = target_pre_logits(seen, self.classifier, z_t)
-        return torch.cat([z_t, *(b(seen[b.tap], pre, z_t) for b in self.branches.values())], dim=1)
+        return torch.cat([z_t, *(b(seen[b.tap], pre, z_t) for b in branches)], dim=1)
 
 
 def load(
