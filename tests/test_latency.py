@@ -54,8 +54,11 @@ def test_it_is_the_median_time_of_an_image_of_either(monkeypatch):
     usual = [0.2] * 10
     usual[0] = usual[1] = usual[6] = 9.0
     model = Patched(Target(clock, usual), more=0.3)
-    alone, patched = evaluation.latency(model, batch=10, rounds=5)
-    assert (alone, patched) == (pytest.approx(20.0), pytest.approx(50.0))  # milliseconds an image
+    found = evaluation.latency(model, batch=10, rounds=5)
+    assert found.target == pytest.approx(20.0) and found.patched == pytest.approx(
+        50.0
+    )  # ms an image
+    assert found.ratio == pytest.approx(2.5)
     assert model.passes == 5 and model.target.seen == [(10, *CONFIG["input_size"])] * 10
 
 
