@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,6 +65,43 @@ def tensor_digests(
                 h.update(chunk)
             digests[listed] = TensorDigest(t.dtype, t.shape, h.hexdigest())
     return digests
+
+
+Places = Callable[[str], Iterable[memoryview]]
+
+
+def read_digested(
+    path: Path, header: Header, own: Header, names: dict[str, str], places: Places
+) -> tuple[dict[str, TensorDigest], str]:
+    """Reads tensors into memory, once; returns their digests, and that of the file that is theirs.
+
+    ``own`` is that file's header, ``header`` that of the file where they are.  ``names`` maps all
+    of ``own`` to the names they are listed under.  ``places(listed)`` gives the memory for a
+    tensor's bytes in pieces; each is full when the next is asked for.  What is digested are the
+    bytes in memory, whatever becomes of the file.
+    """
+    found, file = {}, hashlib.sha256(own.raw)
+    with open(path, "rb", buffering=0) as f, ThreadPoolExecutor(1) as beside:
+        for name in sorted(names, key=lambda n: own.tensors[n].start):
+            t, h = own.tensors[name], hashlib.sha256()
+            f.seek(header.data_start + t.start)
+            for piece in places(names[name]):
+                _fill(f, piece, path)
+                other = beside.submit(file.update, piece)  # hashing lets other threads run
+                h.update(piece)
+                other.result()
+            found[name] = TensorDigest(t.dtype, t.shape, h.hexdigest())
+    return {names[n]: found[n] for n in names}, file.hexdigest()
+
+
+def _fill(f: FileIO, piece: memoryview, where: object) -> None:
+    done = 0
+    while done < len(piece):
+        count = f.readinto(piece[done:])
+        if not count:
+            early = len(piece) - done
+            raise BadInput(f"{where}: the file ended {early:,} bytes early while it was read")
+        done += count
 
 
 def combined_sha256(digests: dict[str, TensorDigest]) -> str:

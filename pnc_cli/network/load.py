@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,18 +17,18 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import BadInput, Incompatible, UsageError
-from ..files.digest import TensorDigest, combined_sha256, file_sha256
+from ..files.digest import TensorDigest, combined_sha256, read_digested
 from ..files.header import TensorEntry
 from ..files.identity import Identity, resolve_identity
-from ..files.opened import open_checkpoint
+from ..files.opened import Checkpoint, open_checkpoint
 from ..manifest import NetworkRef, Preprocessing
-from .blank import without_memory
+from .blank import without_filling, without_memory
 from .head import classifier_names
 from .registry import recognise
-from .tensors import read_tensors
+from .tensors import places, torch_dtype
 
 Weights = Mapping[str, TensorEntry]  # a checkpoint's tensors by their names in the network
 
@@ -79,6 +79,10 @@ def load_network(
 ) -> Network:
     """Loads the classifier of a checkpoint; of a patched one, the target in it.
 
+    The file is read once, into the network's own memory.  Mapping it there instead would make
+    weights of what others write into the file later, and their place in memory, on which the last
+    bits of a matrix product depend, that in the file: another one in a patched checkpoint.
+
     ``what`` is the flag that names the architecture, for the error that asks for it.
     Raises ``BadInput`` for a file that is corrupt or does not hold what it says.
     """
@@ -98,10 +102,12 @@ def load_network(
         )
     name = _architecture(path, identity)
     model, classes, preprocessing = _build(path, checkpoint.weights, name, identity)
-    tensors = read_tensors(path, checkpoint.header, checkpoint.weights)
-    _load_strictly(path, model, tensors, identity)
-    digests = checkpoint.target_digests()
-    if patched is not None and combined_sha256(digests) != patched.tensors_sha256:
+    digests, sha256 = _load_strictly(checkpoint, model, identity)
+    combined = combined_sha256(digests)
+    if patched is not None and (combined, sha256) != (
+        patched.tensors_sha256,
+        checkpoint.target_sha256,
+    ):
         raise BadInput(
             f"{path}: the target in it is not what was patched: its tensors are not those of its manifest",
             hint="the file was changed or damaged; inject into the original target again",
@@ -112,22 +118,23 @@ def load_network(
         num_classes=classes,
         label_names=list(identity.label_names or map(str, range(classes))),
         preprocessing=preprocessing,
-        file_sha256=checkpoint.target_sha256 or file_sha256(path),
-        tensors_sha256=combined_sha256(digests),
+        file_sha256=sha256,
+        tensors_sha256=combined,
         tensor_prefix=checkpoint.prefix,
     )
     return Network(path, model.to(device), ref, digests, classifier_names(model))
 
 
 def build_architecture(ref: NetworkRef) -> nn.Module:
-    """The architecture of ``ref`` with untrained weights, frozen, in eval mode."""
-    model = _create(
-        "the manifest",
-        ref.architecture,
-        ref.num_classes,
-        ref.preprocessing.input_size,
-        ref.model_args,
-    )
+    """The architecture of ``ref``, frozen, in eval mode; its weights have no values yet."""
+    with without_filling():
+        model = _create(
+            "the manifest",
+            ref.architecture,
+            ref.num_classes,
+            ref.preprocessing.input_size,
+            ref.model_args,
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -159,13 +166,14 @@ def _architecture(path: Path, identity: Identity) -> str:
 def _build(
     path: Path, weights: Weights, name: str, identity: Identity
 ) -> tuple[nn.Module, int, Preprocessing]:
-    """The untrained model for these tensors, how many classes it has, and its preprocessing."""
+    """The model that these tensors are to fill, how many classes it has, and its preprocessing."""
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
     defaults = cfg.to_dict() if cfg else {}
     classes = _class_count(path, weights, identity, defaults)
     size = _input_size(weights, identity, defaults)
     _check_shapes(path, weights, name, identity, classes, size)
-    model = _create(str(path), name, classes, size, identity.model_args)
+    with without_filling():
+        model = _create(str(path), name, classes, size, identity.model_args)
     own = cast(dict[str, Any], model.pretrained_cfg)
     preprocessing = _preprocessing({**own, **identity.preprocessing}, size)
     described = {**own, **preprocessing, "num_classes": classes}
@@ -280,20 +288,33 @@ def _check_shapes(
 
 
 def _load_strictly(
-    path: Path, model: nn.Module, tensors: dict[str, Tensor], identity: Identity
-) -> None:
-    """Loads all the tensors, each into its parameter or buffer, and freezes the model."""
-    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    _compare(path, identity, expected, {n: tuple(t.shape) for n, t in tensors.items()})
+    checkpoint: Checkpoint, model: nn.Module, identity: Identity
+) -> tuple[dict[str, TensorDigest], str]:
+    """Reads all the tensors, each into its parameter or buffer, and freezes the model.
+
+    Returns their digests, and that of the target's own file.
+    """
+    path, weights, state = checkpoint.path, checkpoint.weights, model.state_dict()
+    expected = {n: tuple(t.shape) for n, t in state.items()}
+    _compare(path, identity, expected, {n: t.shape for n, t in weights.items()})
+    dtypes = {n: torch_dtype(path, n, t) for n, t in weights.items()}
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not tensors[name].is_floating_point():
-            kind = str(tensors[name].dtype).removeprefix("torch.")
+        if parameter.is_floating_point() and not dtypes[name].is_floating_point:
+            kind = str(dtypes[name]).removeprefix("torch.")
             raise BadInput(
                 f"{path}: tensor '{name}' holds {kind} numbers, expected floating-point ones",
                 hint="quantised checkpoints cannot be read; give the one it was made from",
             )
-    model.load_state_dict(tensors, strict=True)
+    last = {t.data_ptr(): n for n, t in state.items()}  # of names that share a tensor it counts
+
+    def where(name: str) -> Iterator[memoryview]:
+        tensor = state[name]
+        mine = last[tensor.data_ptr()] == name
+        return places(tensor if mine else torch.empty_like(tensor), dtypes[name])
+
+    read = read_digested(path, checkpoint.header, checkpoint.target, checkpoint.names, where)
     model.eval().requires_grad_(False)
+    return read
 
 
 def _compare(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data import batches
 from ..errors import BadInput
 from ..files.clone_file import RawTensor
 from ..files.digest import read_span
@@ -32,6 +33,7 @@ TORCH_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 DTYPE_NAMES = {v: k for k, v in TORCH_DTYPES.items()}
+PIECE = 1 << 22  # bytes of a tensor that are read at a time
 
 
 def read_tensors(
@@ -44,13 +46,37 @@ def read_tensors(
     tensors = {}
     with open(path, "rb") as f:
         for name, t in entries.items():
-            if t.dtype not in TORCH_DTYPES:
-                raise BadInput(f"{path}: tensor '{name}': torch has no type for {t.dtype}")
+            dtype = torch_dtype(path, name, t)
             data = bytearray().join(read_span(f, header.data_start + t.start, t.size, path))
-            dtype = TORCH_DTYPES[t.dtype]
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             tensors[name] = flat.reshape(t.shape)
     return tensors
+
+
+def torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:
+    """The type of a tensor's numbers.  Raises ``BadInput`` for one that torch has not."""
+    if entry.dtype not in TORCH_DTYPES:
+        raise BadInput(f"{path}: tensor '{name}': torch has no type for {entry.dtype}")
+    return TORCH_DTYPES[entry.dtype]
+
+
+def places(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    """Memory for the bytes of numbers of type ``dtype`` that ``tensor`` is to hold, in pieces.
+
+    Each is to be filled before the next is asked for.  It is the tensor's own memory where the
+    types are the same, and a piece that is converted from then on where they are not.
+    """
+    flat = tensor.reshape(-1)  # a copy where the tensor is not in one block
+    count = max(1, PIECE // dtype.itemsize)
+    piece = None if tensor.dtype == dtype else torch.empty(min(count, len(flat)), dtype=dtype)
+    for part in batches(len(flat), count):
+        to = flat[part]
+        given = to if piece is None else piece[: len(to)]
+        yield given.view(torch.uint8).numpy().data
+        if piece is not None:
+            to.copy_(given)
+    if not tensor.is_contiguous():
+        tensor.copy_(flat.view(tensor.shape))
 
 
 def raw_tensor(t: Tensor) -> RawTensor:
