@@ -8,13 +8,17 @@ that looks at them; :func:`normalize` finishes the job on a batch, bit for bit a
 from __future__ import annotations
 
 import io
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from msgspec.structs import replace
 from PIL import Image
@@ -28,7 +32,9 @@ from .progress import Progress, no_progress
 PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
 TOGETHER = 4000  # images of all classes, about, where that is fewer, but
 LEAST = 5  # of each
-CHUNK = 256  # images are decoded at a time
+CHUNK = 256  # images are decoded at a time, fewer where they have more than
+CHUNK_BYTES = 64 * 3 * 224 * 224  # of pixels together: networks run on a chunk as it is
+AHEAD = 2  # chunks are decoded while the caller works on one
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,11 @@ def read_images(
     progress: Progress = no_progress,
     what: str = "reading images",
 ) -> Iterator[Images]:
-    """What :func:`load_images` gives, at most ``CHUNK`` images at a time, read as they are asked for."""
+    """What :func:`load_images` gives, a few images at a time, read as they are asked for.
+
+    They are at most ``CHUNK``, and ``CHUNK_BYTES`` of pixels or one image.  While the caller works
+    on them the next are decoded, ``AHEAD`` times as many.
+    """
     distinct = {_key(v): v for v in views}
     transforms = [_transform(v) for v in distinct.values()]
 
@@ -167,29 +177,59 @@ def read_images(
             )
 
     wanted = [(label, i) for label, indices in chosen.items() for i in indices]
+
+    def read(part: slice) -> Images:
+        items = [source.read(i) for _, i in wanted[part]]
+        decoded = list(pool.map(decode, items))
+        if bad := [d for d in decoded if isinstance(d, Exception)]:
+            if not skip_bad:
+                raise bad[0]
+        pairs = zip(wanted[part], decoded)
+        good = [(label, d) for (label, _), d in pairs if not isinstance(d, Exception)]
+        tensors = {
+            key: _stack([d[n] for _, d in good], view)
+            for n, (key, view) in enumerate(distinct.items())
+        }
+        return Images([tensors[_key(v)] for v in views], [label for label, _ in good], len(bad))
+
+    parts = batches(len(wanted), _together(distinct.values()))
     found = 0
-    with ThreadPoolExecutor() as pool:
-        for part in batches(len(wanted), CHUNK):
+    with ThreadPoolExecutor() as pool, closing(_ahead(read, parts)) as chunks:
+        for part, images in chunks:
             progress(what, part.start, len(wanted))
-            items = [source.read(i) for _, i in wanted[part]]
-            decoded = list(pool.map(decode, items))
-            if bad := [d for d in decoded if isinstance(d, Exception)]:
-                if not skip_bad:
-                    raise bad[0]
-            pairs = zip(wanted[part], decoded)
-            good = [(label, d) for (label, _), d in pairs if not isinstance(d, Exception)]
-            tensors = {
-                key: _stack([d[n] for _, d in good], view)
-                for n, (key, view) in enumerate(distinct.items())
-            }
-            found += len(good)
-            yield Images([tensors[_key(v)] for v in views], [label for label, _ in good], len(bad))
+            found += len(images.result())
+            yield images.result()
     progress(what, len(wanted), len(wanted))
     if not found:
         raise BadInput(
             f"{source.name}: no image could be read",
             hint="are the folder names the classes' labels?",
         )
+
+
+def _together(views: Iterable[Preprocessing]) -> int:
+    """How many images, each seen in all ``views``, make a chunk."""
+    each = sum(math.prod(v.input_size) for v in views)
+    return min(CHUNK, max(1, CHUNK_BYTES // each))
+
+
+def _ahead(
+    read: Callable[[slice], Images], parts: Iterable[slice]
+) -> Generator[tuple[slice, Future[Images]], None, None]:
+    """Each of ``parts`` and what ``read`` will have made of it, one after another in a thread beside
+    the caller's; no more than ``AHEAD`` are begun before they are asked for."""
+    waiting: deque[tuple[slice, Future[Images]]] = deque()
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            for part in parts:
+                waiting.append((part, beside.submit(read, part)))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 def normalize(images: Tensor, how: Preprocessing) -> Tensor:
@@ -218,7 +258,10 @@ def spread(count: int, wanted: int) -> Tensor:
 
 
 def _stack(images: list[Tensor], view: Preprocessing) -> Tensor:
-    return torch.stack(images) if images else torch.empty((0, *view.input_size), dtype=torch.uint8)
+    if not images:
+        return torch.empty((0, *view.input_size), dtype=torch.uint8)
+    # by numpy: torch would have every thread of the pool start threads of its own
+    return torch.from_numpy(np.stack([i.numpy() for i in images]))
 
 
 def _key(v: Preprocessing) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from .branch.patched import PatchedModel, answers, preprocessing_of
+from .branch.patched import PatchedModel, answer, preprocessing_of
 from .data import Images
 from .manifest import Manifest
 
@@ -84,19 +84,56 @@ class Evaluation:
 METRICS = tuple(f.name for f in fields(Evaluation) if f.type == "float | None")
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """What networks say of N images, (N,) each: all that is kept of their logits."""
+
+    predicted: Tensor  # among all classes
+    probability: Tensor  # of that
+    alone: Tensor  # among the target's classes
+    branch: Tensor | None  # among the clone classes, where there are some
+
+    @classmethod
+    def of(cls, z: Tensor, old: int) -> Verdicts:
+        """From logits (N, C), whose first ``old`` columns are the target's."""
+        probability, predicted = z.softmax(1).max(1)
+        branch = z[:, old:].argmax(1) + old if z.shape[1] > old else None
+        return cls(predicted, probability, z[:, :old].argmax(1), branch)
+
+    @classmethod
+    def joined(cls, parts: list[Verdicts]) -> Verdicts:
+        branch = [p.branch for p in parts if p.branch is not None]
+        return cls(
+            torch.cat([p.predicted for p in parts]),
+            torch.cat([p.probability for p in parts]),
+            torch.cat([p.alone for p in parts]),
+            torch.cat(branch) if branch else None,
+        )
+
+
 def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
     """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`)."""
-    z, labels, skipped = answers(model, images)
-    result = from_logits(z, labels, model.target_classes, model.label_names)
+    verdicts, labels, skipped = [], [], 0
+    for part in images:
+        skipped += part.skipped
+        if len(part):
+            z, label = answer(model, part)
+            verdicts.append(Verdicts.of(z, model.target_classes))
+            labels.append(label)
+    told = Verdicts.joined(verdicts)
+    result = figures(told, torch.cat(labels), model.target_classes, model.label_names)
     return replace(result, skipped=skipped, clones=[CloneCost.of(m) for m in model.manifests])
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:
     """Figures from logits ``z`` (N, C), whose first ``old`` columns are the target's."""
-    probability, predicted = z.softmax(1).max(1)
-    alone = z[:, :old].argmax(1)
-    right, is_old = predicted == label, label < old
-    patched = z.shape[1] > old
+    return figures(Verdicts.of(z, old), label, old, names)
+
+
+def figures(told: Verdicts, label: Tensor, old: int, names: list[str]) -> Evaluation:
+    """Figures from what was said of images with these labels (N,), of which ``old`` are the target's."""
+    predicted, alone = told.predicted, told.alone
+    right, is_old, patched = predicted == label, label < old, told.branch is not None
     original, clone = _share(right[is_old]), _share(right[~is_old])
     average = None if original is None or clone is None else _round((original + clone) / 2)
     return Evaluation(
@@ -106,11 +143,13 @@ def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluat
         clone_accuracy=clone,
         average_accuracy=average,
         joint_accuracy=_share(right),
-        branch_accuracy=_share((z[:, old:].argmax(1) + old == label)[~is_old]) if patched else None,
+        branch_accuracy=_share((told.branch == label)[~is_old])
+        if told.branch is not None
+        else None,
         target_accuracy=_share((alone == label)[is_old]),
         locality=_share((predicted == alone)[is_old]) if patched else None,
         right_to_wrong=_share(((alone == label) & ~right)[is_old]) if patched else None,
-        calibration_error=_calibration_error(probability, right),
+        calibration_error=_calibration_error(told.probability, right),
         per_class={names[c]: _mean(right[label == c]) for c in label.unique().tolist()},
     )
 

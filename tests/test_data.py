@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+import threading
+import time
 
 import pytest
 import torch
@@ -147,6 +149,82 @@ def test_images_are_the_same_however_many_are_decoded_at_a_time(folder, monkeypa
     images = load(folder, skip_bad=True)
     assert (images.labels, images.skipped) == (whole.labels, 1)
     assert torch.equal(images.views[0], whole.views[0])
+
+
+def parts_of(folder, how=HOW, **options):
+    source = open_images(str(folder))
+    return read_images(source, choose(source, list(source.by_class), None, 0), [how], **options)
+
+
+@pytest.mark.parametrize(
+    "sizes, together",
+    [
+        ([(3, 24, 24)], 256),
+        ([(3, 224, 224)], 64),
+        ([(3, 224, 224), (3, 224, 224)], 32),
+        ([(3, 448, 448)], 16),
+        ([(3, 4000, 4000)], 1),
+    ],
+)
+def test_chunks_are_bounded_by_images_and_by_bytes(sizes, together):
+    assert data._together([replace(HOW, input_size=size) for size in sizes]) == together
+
+
+def test_the_next_images_are_decoded_while_the_caller_works_but_no_more(folder, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 1)
+    begun, allowed = [], threading.Semaphore(0)
+    read = data.ImageSource.read
+
+    def noted(source, index):
+        begun.append(index)
+        allowed.release()
+        return read(source, index)
+
+    monkeypatch.setattr(data.ImageSource, "read", noted)
+    parts = parts_of(folder)
+    time.sleep(0.05)
+    assert not begun  # nothing is read before it is asked for
+    for asked in range(6):
+        next(parts)
+        for _ in range(1 + data.AHEAD if asked == 0 else asked + data.AHEAD < 6):
+            assert allowed.acquire(timeout=10)  # read without being asked for
+        time.sleep(0.05)
+        assert len(begun) == min(6, asked + 1 + data.AHEAD)
+
+
+def test_an_error_comes_after_the_images_before_it(folder, monkeypatch):
+    (folder / "green" / "1.png").write_bytes(b"no image")
+    monkeypatch.setattr(data, "CHUNK", 1)
+    source = open_images(str(folder))
+    red, green = source.by_class["red"], source.by_class["green"]
+    parts = read_images(source, {"red": red, "green": green}, [HOW])
+    assert [next(parts).labels for _ in red] == [["red"]] * 3
+    found = []
+    with pytest.raises(BadInput, match="green/1.png: does not decode"):
+        found += parts
+    assert len(found) == [i for i, n in enumerate(green) if "1.png" in source.read(n)[0]][0]
+
+
+def test_threads_end_with_the_reading(folder, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 1)
+    before = threading.active_count()
+    parts = parts_of(folder)
+    next(parts)
+    assert threading.active_count() > before
+    parts.close()
+    assert threading.active_count() == before
+    (folder / "red" / "0.png").write_bytes(b"no image")
+    (folder / "green" / "0.png").write_bytes(b"no image")
+    with pytest.raises(BadInput) as kept:  # and its traceback, which holds the frames
+        list(parts_of(folder))
+    assert threading.active_count() == before and kept
+
+
+def test_progress_tells_of_all_images_in_order(folder, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 2)
+    told = []
+    list(parts_of(folder, progress=lambda *said: told.append(said), what="looking"))
+    assert told == [("looking", n, 6) for n in (0, 2, 4, 6)]
 
 
 def test_a_truncated_tar_names_the_image_it_breaks_in(tmp_path, folder):

@@ -1,10 +1,19 @@
 """evaluation.py and branch/score.py: the figures, against small cases worked out by hand."""
 
-import pytest
-import torch
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+import timm
+import torch
+from support.networks import draw_folder, save_checkpoint
+
+import pnc_cli
+from pnc_cli import data
+from pnc_cli.branch.patched import preprocessing_of
 from pnc_cli.branch.score import score
-from pnc_cli.evaluation import from_logits
+from pnc_cli.evaluation import Verdicts, evaluate, figures, from_logits
 
 # two original classes (a, b) and two cloned ones (c, d); rows are images of a a b b c c d d
 LOGITS = torch.tensor(
@@ -81,3 +90,66 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(confid
     z = torch.tensor([confidence, 1 - confidence]).log().repeat(4, 1)
     e = from_logits(z, torch.tensor([0, 0, 0, 1]), 2, ["a", "b"])
     assert e.calibration_error == pytest.approx(expected, abs=1e-5)
+
+
+def test_figures_from_parts_are_those_of_the_whole():
+    parts = [Verdicts.of(z, 2) for z in LOGITS.split(3)]
+    names = ["a", "b", "c", "d"]
+    assert figures(Verdicts.joined(parts), LABELS, 2, names) == from_logits(
+        LOGITS, LABELS, 2, names
+    )
+    plain = [Verdicts.of(z[:, :2], 2) for z in LOGITS[:4].split(3)]
+    whole = from_logits(LOGITS[:4, :2], LABELS[:4], 2, names)
+    assert figures(Verdicts.joined(plain), LABELS[:4], 2, names) == whole
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_the_targets_answers_are_its_own_in_every_batch(made, chunk, monkeypatch):
+    """Bit for bit, as the batches come that pnc eval runs."""
+    monkeypatch.setattr(data, "CHUNK", chunk)
+    model, alone, seen = pnc_cli.load(made.patched), pnc_cli.load(made.target), []
+
+    def watched(module, args, out):
+        with torch.no_grad():
+            seen.append((alone(args[0]), out[:, : len(made.old)].contiguous()))
+
+    model.register_forward_hook(watched)
+    source = data.open_images(str(made.test))
+    chosen = data.choose(source, model.label_names, 4, 0)
+    images = data.read_images(source, chosen, [preprocessing_of(model)])
+    evaluate(model, images)
+    assert sum(len(z) for z, _ in seen) == 20
+    assert all(z.numpy().tobytes() == found.numpy().tobytes() for z, found in seen)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import pnc_cli
+from pnc_cli import data
+
+def peak():
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) * 1024
+
+data.CHUNK_BYTES //= 8
+model = pnc_cli.load(sys.argv[1])
+seen = []
+pnc_cli.evaluate(model, data=sys.argv[2], progress=lambda what, done, of: seen.append(peak()))
+print(seen[-1] - seen[len(seen) // 3])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """Of 900 images of 224 pixels the last 600 take none: 90 MB as bytes, 361 MB as numbers."""
+    folder = draw_folder(tmp_path / "data", ["red"], 1)
+    for i in range(1, 900):
+        (folder / "red" / f"{i}.png").symlink_to(folder / "red" / "0.png")
+    path = tmp_path / "net.safetensors"
+    model = timm.create_model("test_resnet", num_classes=1)
+    save_checkpoint(path, model, "test_resnet", ["red"], size=224)
+    command = [sys.executable, "-c", CHILD, str(path), str(folder)]
+    root = Path(__file__).resolve().parents[1]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 30e6

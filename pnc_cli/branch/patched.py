@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,21 +141,12 @@ def preprocessing_of(model: PatchedModel) -> Preprocessing:
 
 
 @torch.no_grad()
-def answers(model: PatchedModel, images: Iterable[Images]) -> tuple[Tensor, Tensor, int]:
-    """Logits (N, C) of images of the model's classes, their labels (N,) among them, and how many
-    images were skipped."""
-    how = preprocessing_of(model)
-    device = next(model.parameters()).device
+def answer(model: PatchedModel, images: Images) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) of images of the model's classes, and their labels (N,) among them."""
+    how, device = preprocessing_of(model), next(model.parameters()).device
     number = {name: i for i, name in enumerate(model.label_names)}
-    logits: list[Tensor] = []
-    labels: list[int] = []
-    skipped = 0
-    for part in images:
-        skipped += part.skipped
-        if len(part):
-            logits.append(model(normalize(part.views[0].to(device), how)).cpu())
-            labels += [number[n] for n in part.labels]
-    return torch.cat(logits), torch.tensor(labels), skipped
+    logits = model(normalize(images.views[0].to(device), how)).cpu()
+    return logits, torch.tensor([number[n] for n in images.labels])
 
 
 def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Tensor]) -> Module:

@@ -29,7 +29,7 @@ from ..files.patch import eject, inject
 from ..manifest import Patched
 from ..network.tensors import raw_tensor, read_tensors
 from .join import GaussianGate, Join
-from .patched import Branch, PatchedModel, answers, load, preprocessing_of
+from .patched import Branch, PatchedModel, answer, load, preprocessing_of
 
 PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
 STEPS = 200
@@ -47,7 +47,8 @@ class Recalibrated:
 
 def recalibrate(model: PatchedModel, images: Iterable[Images]) -> Recalibrated:
     """Fits the calibrations of all clones of ``model`` to ``images`` of its classes, in place."""
-    z, label, _ = answers(model, images)
+    answers = [answer(model, part) for part in images if len(part)]
+    z, label = (torch.cat(parts) for parts in zip(*answers))
     z = z.double()
     weight = (1.0 / torch.bincount(label, minlength=z.shape[1]).clamp(min=1))[label].double()
     weight = weight / weight.sum()
