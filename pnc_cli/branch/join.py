@@ -121,6 +121,7 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     0..old-1 and new ones old..old+new-1.  The calibration is a logistic regression on g of images
     left out of the fit (``FOLDS``-fold), every class weighing the same.
     """
+    device, features, classes = features.device, features.cpu(), classes.cpu()  # float64 follows
     gate = GaussianGate(features.shape[1], old, new)
     sizes = torch.bincount(classes, minlength=old + new)
     if sizes.min() > 1:  # an only image of its class cannot be left out
@@ -132,7 +133,7 @@ def fit_gaussian(features: Tensor, classes: Tensor, old: int, new: int) -> Gauss
     weight, bias = discriminant(features, classes, old + new)
     gate.weight.copy_(weight)
     gate.bias.copy_(bias)
-    return gate
+    return gate.to(device)
 
 
 def gate_elsewhere(
@@ -143,11 +144,13 @@ def gate_elsewhere(
     Slope and offset are those that suit the judged images best: two numbers, the same for every
     candidate of a search, make sure that candidates are not told apart by their calibration.
     """
+    device, features, classes = features.device, features.cpu(), classes.cpu()  # float64 follows
+    fit, judged = fit.cpu(), judged.cpu()
     weight, bias = discriminant(features[fit], classes[fit], old + new)
     g = _log_odds(features[judged], weight, bias, old)
     sizes = torch.bincount(classes[judged], minlength=old + new).clamp(min=1)
     slope, offset = _logistic(g, classes[judged] >= old, (1.0 / sizes)[classes[judged]])
-    return (slope * g + offset).float()
+    return (slope * g + offset).float().to(device)
 
 
 def _log_odds(features: Tensor, weight: Tensor, bias: Tensor, old: int) -> Tensor:
@@ -176,6 +179,8 @@ def fit_one_sided(
     networks' levels cannot be compared, and the gate lets all but ``REJECTED`` of the clone images
     pass.
     """
+    device = branch_pre.device
+    branch_pre, z_t, z_b = branch_pre.cpu(), z_t.cpu(), z_b.cpu()  # float64 follows
     gate = OneSidedGate(branch_pre.shape[1])
     if mean_logit is not None:
         gate.mean_weight.copy_(mean_logit[0])
@@ -189,7 +194,7 @@ def fit_one_sided(
         threshold = min(math.log(CAUTION) / slope, torch.quantile(e, MOST_REJECTED))
         gate.slope.copy_(slope)
         gate.offset.copy_(-slope * threshold)
-    return gate
+    return gate.to(device)
 
 
 def mirrored_slope(e: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def movements(module: Module, features: Tensor, groups: list[Group]) -> list[np.
             given = _contributions(module.part, answers, y, inputs)
             for total, g in zip(moved, groups):
                 t = _of_group(given, g) * weight  # (B, n)
-                total += (t.T @ t).double().cpu()
+                total += (t.T @ t).cpu().double()  # some devices have no float64
     return [(total / len(features)).numpy() for total in moved]
 
 
@@ -141,7 +141,7 @@ def _grams(module: Module, features: Tensor, readers: list[str]) -> dict[str, Te
     def add(reader: str, a: Tensor) -> None:
         a = a.movedim(axes[reader], -1).flatten(0, -2)  # (pixels or tokens, C)
         a = a[:: max(1, len(a) // per_batch)]
-        moments[reader] = moments.get(reader, 0) + (a.T @ a).double()
+        moments[reader] = moments.get(reader, 0) + (a.T @ a).cpu().double()
         rows[reader] = rows.get(reader, 0) + len(a)
 
     with watching(module.part, [(r, partial(add, r)) for r in readers]):
@@ -149,8 +149,8 @@ def _grams(module: Module, features: Tensor, readers: list[str]) -> dict[str, Te
             module(features[part].clone())
     grams = {}
     for r in readers:
-        w = layer_of(module.part, r).weight.double().transpose(0, 1).flatten(1)  # (C, O k k)
-        grams[r] = ((w @ w.T) * moments[r] / rows[r]).cpu()
+        w = layer_of(module.part, r).weight.cpu().double().transpose(0, 1).flatten(1)  # (C, O k k)
+        grams[r] = (w @ w.T) * moments[r] / rows[r]
     return grams
 
 

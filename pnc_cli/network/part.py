@@ -62,7 +62,7 @@ def module_after(
 def slice_tensor(tensor: Tensor, how: ModuleTensor) -> Tensor:
     """The copied slice of a source tensor."""
     for k in how.kept:
-        tensor = tensor.index_select(k.axis, torch.tensor(k.indices))
+        tensor = tensor.index_select(k.axis, torch.tensor(k.indices, device=tensor.device))
     return tensor.clone()
 
 
