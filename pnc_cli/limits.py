@@ -3,45 +3,94 @@
 Nothing here changes what is right, only how well it is known and what it costs to know it.  A
 function that is bounded takes :data:`LIMITS` as its default, so a test, or a caller with another
 machine, gives its own.
+
+Work is counted in *plain passes*: what one forward pass of both networks over the images that were
+read costs.  So a search takes a few times as long as reading its images with both networks would,
+whatever the networks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes are of tensors held at once; MACs are of one image times images."""
+    """Bytes are of tensors held at once; passes are plain ones (see above)."""
 
     # Images that a search looks at: one half to fit, the other to judge.
     per_class: int = 100  # of a class: figures then have a standard error of about 2 points
     fewest: int = 16  # of a class, where there are so many: fewer say nothing of a candidate
-    originals: int = 10  # classes of originals, at least: few are all looked at
+    originals: int = 40  # classes of originals, at most; evenly drawn
+    coarse: int = 60  # that the adapter to a coarser map is fitted to
+    few: int = 12  # images of a class that all pairs are compared on, before the best are on all
     probes: int = 256  # generated ones, where there are no others
 
-    # Memory.
-    search_features: int = 3 << 30  # of both networks at all positions of a search
-    clone_features: int = 4 << 30  # of both networks at the one tap and cut of a clone
-    lessons: int = 2 << 30  # of the target at the tap, for the neighbours that refining looks at
-
-    layer_outputs: int = 512 << 20  # of a module's norms, for its modulation
+    # Memory: together with interpreter and libraries (about 0.5 GB) within ``memory``.
+    batch: int = 128  # images run together, at most: more is no quicker
+    running: int = 160 << 20  # of a batch's features while a network runs
+    sums: int = 384 << 20  # of the regressions of all pairs
+    sample: int = 256 << 20  # of features that stay, to put modules right and to rank channels
+    lessons: int = 256 << 20  # of the target at the tap, for the neighbours that refining looks at
+    gradients: int = 320 << 20  # of a student's features, there and back
 
     # Work.
-    pairs: float = 8e11  # of all pairs' modules on all images
-    less: float = 2.3e11  # of a short list's modules on all images, with less than all of each
-    refining: float = 5e11  # of the student, there and back, in all passes of a clone's refining
-    trial: float = 5e10  # the same, for one candidate of a search
+    fitting: float = 0.3  # passes: the regressions of all pairs
+    comparing: float = 0.4  # passes: all pairs' modules, on few images
+    judging: float = 0.6  # passes: the short list's modules, on all images
+    ranking: float = 0.5  # passes: which channels go first, where any have to
+    trials: float = 0.6  # passes: the best refined and judged, before one is believed;
+    trial: float = 0.1  # passes: of them, refining one
+    refining: float = 7.0  # passes: a clone's
 
-    # Rows of a regression, from the adapter's tap to its cut: cells of all images.
-    pair_rows: int = 40_000  # for a pair among many: its order is settled by then
-    clone_rows: int = 400_000  # for a candidate that is refined
+    little: float = 1.5e11  # MACs that are not worth saving: some seconds
+
+    # Rows of the regression of an adapter that is refined: cells of all images, tap to cut.
+    clone_rows: int = 200_000
 
     # How much a search tries.
     short_list: int = 6  # pairs that are tried with less than all of their module
-    trials: int = 4  # candidates that are refined before one is chosen
+    tried: int = 4  # candidates that are refined before one is chosen
     trial_passes: int = 4  # over the images, for that
     smallest_share: float = 0.05  # of a module: less has no channels left worth ranking
 
+    def passes(self, *, prunes: bool, clones: bool) -> float:
+        """Plain passes that a search, with the clone if it ``clones``, takes at most, about;
+        ``prunes`` where less than all of a module is asked for."""
+        search = 1.0 + self.comparing + self.judging + prunes * (self.ranking + self.trials)
+        return search + clones * (2.0 + prunes * self.refining)
 
+    def work(self, passes: float, plain_macs: float) -> float:
+        """MACs of so many plain passes; where those are little, ``little``."""
+        return max(passes * plain_macs, self.little)
+
+    def within(self, memory: int) -> Limits:
+        """The same with all that is held at once scaled to so many bytes."""
+        part = min(memory / USUAL_MEMORY, 8.0)
+        held = ("running", "sums", "sample", "lessons", "gradients")
+        return replace(self, **{name: int(getattr(self, name) * part) for name in held})
+
+
+USUAL_MEMORY = 2 << 30  # over networks and images: what the defaults above are made for
 LIMITS = Limits()
+
+
+def limits_for(memory: int | None = None) -> Limits:
+    """The limits that keep to ``memory`` bytes over networks and images; by default to a quarter of
+    the machine's, at most ``USUAL_MEMORY``."""
+    if memory is None:
+        memory = min(machine_memory() // 4, USUAL_MEMORY)
+    return LIMITS.within(memory)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may have: the machine's, or its container's."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found = min(found, int(Path(path).read_text()))
+        except (OSError, ValueError):  # no container, or one without a limit
+            continue
+    return found

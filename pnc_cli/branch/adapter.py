@@ -8,8 +8,8 @@ nearly as good as what distillation reaches from there (examples/benchmark/NOTES
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from ..data import batches
 from ..manifest import Layout, Preprocessing
 from ..network.layout import from_map, to_map
-from ..network.position import INPUT, Position
-from .task import Task
 
 
 def resample(x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -81,41 +79,177 @@ def summary(grid: Tensor, prefix: Tensor | None) -> Tensor:
     return mean if prefix is None else torch.cat([prefix.flatten(1), mean], dim=1)
 
 
-@dataclass
-class Regression:
-    """Sums for a least-squares affine map from rows x (d) to rows y (c).
+TOGETHER = 1024  # rows that are multiplied at a time: float32 sums of more lose digits
 
-    Products are taken in float32, a batch at a time, and added up in float64.
+
+class Regression:
+    """Sums for a least-squares affine map from rows x (d) to rows y (c): they add up over batches.
+
+    Both are taken relative to the means of the first batch, so that float32 is enough for the
+    sums, however far the features are from zero; they are solved in float64.
     """
 
-    xx: Tensor  # (d + 1, d + 1)
-    xy: Tensor  # (d + 1, c)
-    rows: int
+    def __init__(self, d: int, c: int, device: torch.device | str = "cpu") -> None:
+        self.rows = 0
+        self.xx = torch.zeros(d + 1, d + 1, device=device)  # of x with a 1 behind
+        self.xy = torch.zeros(d + 1, c, device=device)
+        self.yy = torch.zeros(c, device=device)
+        self._origin: tuple[Tensor, Tensor] | None = None
 
-    @classmethod
-    def empty(cls, d: int, c: int) -> Regression:
-        xx, xy = (torch.zeros(d + 1, n, dtype=torch.float64) for n in (d + 1, c))
-        return cls(xx, xy, 0)
+    @staticmethod
+    def bytes_of(d: int, c: int) -> int:
+        """Memory of the sums."""
+        return 4 * (d + 1) * (d + 1 + c)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds rows x (n, d) and y (n, c)."""
+        if self._origin is None:
+            self._origin = x.mean(0), y.mean(0)
+        x, y = x - self._origin[0], y - self._origin[1]
         x = F.pad(x, (0, 1), value=1.0)
-        self.xx += (x.T @ x).double().cpu()
-        self.xy += (x.T @ y).double().cpu()
+        for part in batches(len(x), TOGETHER):
+            self.xx.addmm_(x[part].T, x[part])
+            self.xy.addmm_(x[part].T, y[part])
+        self.yy += y.square().sum(0)
         self.rows += len(x)
 
-    def solve(self, strength: float) -> tuple[Tensor, Tensor]:
-        """Ridge solution: weight (c, d) and bias (c,); the bias is not shrunk.
+    def merge(self, other: Regression) -> None:
+        """Adds the rows of ``other``, as if they had come here: sums of the parts of some images,
+        wherever they were made, are those of all of them."""
+        if other._origin is None:
+            return
+        if self._origin is None:
+            self._origin = other._origin
+        d, rows = len(self.xx) - 1, other.rows
+        moved = torch.eye(d + 1, dtype=torch.float64, device=self.xx.device)
+        x_by, y_by = (b.double() - a.double() for a, b in zip(self._origin, other._origin))
+        moved[d, :d] = x_by  # (x, 1) @ moved is x relative to the origin here
+        xx, xy, yy = (t.to(self.xx.device).double() for t in (other.xx, other.xy, other.yy))
+        self.yy += (yy + 2 * y_by * xy[d] + rows * y_by.square()).float()
+        self.xy += (moved.T @ (xy + xx[:, d:] * y_by)).float()
+        self.xx += (moved.T @ xx @ moved).float()
+        self.rows += rows
+
+    def solve(self, strength: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Ridge solution: weight (c, d) and bias (c,), which is not shrunk; and what they leave of
+        the variance of each y, with that variance: (2, c).
 
         ``strength`` is relative to the mean variance of x, so it means the same at any scale.
         """
-        d = len(self.xx) - 1
-        mean = self.xx[:d, d] / self.rows
-        variance = (self.xx.diagonal()[:d] / self.rows - mean.square()).clamp(min=0).mean()
-        penalty = torch.full((d + 1,), float(strength * self.rows * variance) + 1e-9)
+        if self._origin is None:
+            raise ValueError("a regression without rows")
+        xx, xy, yy = (t.double().cpu() for t in (self.xx, self.xy, self.yy))
+        d = len(xx) - 1
+        mean = xx[:d, d] / self.rows
+        variance = (xx.diagonal()[:d] / self.rows - mean.square()).clamp(min=0).mean()
+        penalty = torch.full((d + 1,), float(strength * self.rows * variance) + 1e-9).double()
         penalty[d] = 0.0
-        solution = torch.linalg.solve(self.xx + torch.diag(penalty.double()), self.xy)
-        return solution[:d].T.float().contiguous(), solution[d].float().contiguous()
+        solution = _solve_symmetric(xx + torch.diag(penalty), xy)
+        rest = yy - (solution * (2 * xy - xx @ solution)).sum(0)
+        spread = yy - xy[d].square() / self.rows
+        weight, bias = solution[:d].T, solution[d]
+        x_origin, y_origin = (t.double().cpu() for t in self._origin)
+        bias = bias + y_origin - weight @ x_origin
+        left = torch.stack([rest.clamp(min=0), spread.clamp(min=0)]) / self.rows
+        return weight.float().contiguous(), bias.float().contiguous(), left.float()
+
+
+def _solve_symmetric(a: Tensor, b: Tensor) -> Tensor:
+    """a^-1 b for a positive definite ``a``; by LU where rounding has left it not quite so."""
+    factor, failed = torch.linalg.cholesky_ex(a)
+    return torch.linalg.solve(a, b) if bool(failed) else torch.cholesky_solve(b, factor)
+
+
+class AdapterFit:
+    """Closed-form adapters from one tap to cuts of one grid, from features a batch at a time.
+
+    The cuts have the kernel and the grid in common: the regression's left-hand side is then shared.
+    A row is a cell of the grid; ``cells`` are drawn from each image.  Cut features of a finer grid
+    than the adapters' are averaged to it.
+    """
+
+    def __init__(
+        self,
+        tap: Layout,
+        cuts: Sequence[Layout],
+        kernel: int,
+        cells: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.tap, self.cuts, self.kernel = tap, list(cuts), kernel
+        self.cells = min(cells, math.prod(self.cuts[0].grid))
+        d, c = tap.channels * kernel * kernel, sum(cut.channels for cut in cuts)
+        self.sums = Regression(d, c, device)
+        width = (tap.prefix + 1) * tap.channels
+        self.tokens = [
+            Regression(width, cut.prefix * cut.channels, device) if cut.prefix else None
+            for cut in cuts
+        ]
+
+    def add(self, tap: Tensor, cuts: Sequence[Tensor], generator: torch.Generator) -> None:
+        """Adds tap features (B, ...) and those at each cut, of the same images."""
+        grid, prefix = to_map(tap, self.tap)
+        maps = [to_map(c, layout) for c, layout in zip(cuts, self.cuts_seen(cuts))]
+        drawn = torch.randperm(math.prod(self.cuts[0].grid), generator=generator)[: self.cells]
+        drawn = drawn.to(tap.device)
+        x = _patches(resample(grid, self.cuts[0].grid), self.kernel, drawn)
+        y = torch.cat([resample(m, self.cuts[0].grid).flatten(2)[:, :, drawn] for m, _ in maps], 1)
+        self.sums.add(x, y.transpose(1, 2).flatten(0, 1))
+        for sums, (_, tokens) in zip(self.tokens, maps):
+            if sums is not None and tokens is not None:
+                sums.add(summary(grid, prefix), tokens.flatten(1))
+
+    def cuts_seen(self, cuts: Sequence[Tensor]) -> list[Layout]:
+        """The layouts of the features as they come, maps of whatever resolution."""
+        return [_as_it_is(layout, c) for layout, c in zip(self.cuts, cuts)]
+
+    @torch.no_grad()
+    def solve(self, strength: float = 1e-3) -> list[tuple[Adapter, float]]:
+        """The adapters, with the share of the variance at the cut that each explains."""
+        channels = [c.channels for c in self.cuts]
+        weight, bias, left = self.sums.solve(strength)
+        found = []
+        for cut, w, b, (rest, spread), sums in zip(
+            self.cuts,
+            weight.split(channels),
+            bias.split(channels),
+            left.split(channels, 1),
+            self.tokens,
+        ):
+            adapter = Adapter(self.tap, cut, self.kernel)
+            adapter.weight.copy_(w.view_as(adapter.weight))
+            adapter.bias.copy_(b)
+            if sums is not None:
+                w, b, _ = sums.solve(strength)
+                adapter.prefix_weight.copy_(w.view_as(adapter.prefix_weight))
+                adapter.prefix_bias.copy_(b.view_as(adapter.prefix_bias))
+            explained = 1.0 - (rest.sum() / spread.sum().clamp(min=1e-12)).item()
+            found.append((adapter.requires_grad_(False), explained))
+        return found
+
+
+def _patches(grid: Tensor, kernel: int, drawn: Tensor) -> Tensor:
+    """The k x k patches around the cells ``drawn`` (n,) of a map (B, C, H, W): (B n, C k k), as
+    ``F.unfold`` orders them."""
+    if kernel == 1:
+        return grid.flatten(2)[:, :, drawn].transpose(1, 2).flatten(0, 1)
+    width, pad = grid.shape[3], kernel // 2
+    padded = F.pad(grid, (pad, pad, pad, pad))
+    y, x = drawn // width, drawn % width
+    around = torch.arange(kernel, device=drawn.device)
+    rows, columns = y[:, None, None] + around[:, None], x[:, None, None] + around[None, :]
+    index = (rows * padded.shape[3] + columns).flatten(1)  # (n, k k)
+    found = padded.flatten(2)[:, :, index]  # (B, C, n, k k)
+    return found.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+
+
+def _as_it_is(layout: Layout, features: Tensor) -> Layout:
+    """``layout`` with the grid that ``features`` (B, ...) have."""
+    shape = tuple(features.shape[1:])
+    if shape == layout.shape or layout.kind not in ("NCHW", "NHWC"):
+        return layout
+    h, w = shape[1:] if layout.kind == "NCHW" else shape[:2]
+    return Layout(layout.kind, shape, (h, w))
 
 
 KERNEL = 3
@@ -130,57 +264,6 @@ def kernel_for(tap: Layout, cut: Layout, macs: int) -> int:
     cells = cut.grid[0] * cut.grid[1]
     small = taps <= WIDE and taps * cut.channels * cells <= COSTLY * macs
     return KERNEL if small and min(cut.grid) > 1 else 1
-
-
-def ridge(
-    adapters: Sequence[Adapter],
-    tap: Tensor,
-    cuts: Sequence[Tensor],
-    *,
-    strength: float = 1e-3,
-    rows: int = 400_000,
-    batch: int = 128,
-) -> None:
-    """Sets ``adapters`` to the ridge solutions from tap features (N, ...) to their cut's features.
-
-    The adapters must have the tap, the kernel and the cut's grid in common; the regression's
-    left-hand side is then shared.  A row is a cell of the grid; of more than ``rows``, an evenly
-    drawn part is used.  Cut features of a finer grid than the adapters' are averaged to it.
-    """
-    first = adapters[0]
-    k, grid_size = first.kernel, first.cut.grid
-    channels = [a.cut.channels for a in adapters]
-    cells = Regression.empty(first.tap.channels * k * k, sum(channels))
-    tokens = [
-        Regression.empty(a.prefix_weight.shape[2], a.cut.prefix * a.cut.channels)
-        if a.cut.prefix
-        else None
-        for a in adapters
-    ]
-    length = grid_size[0] * grid_size[1]
-    per_image = min(length, max(1, rows // len(tap)))
-    generator = torch.Generator().manual_seed(0)
-    for part in batches(len(tap), batch):
-        grid, prefix = to_map(tap[part], first.tap)
-        patches = F.unfold(resample(grid, grid_size), k, padding=k // 2)  # (B, C k k, L)
-        maps = [to_map(c[part], a.cut) for a, c in zip(adapters, cuts)]
-        wanted = torch.cat([resample(m, grid_size).flatten(2) for m, _ in maps], dim=1)
-        if per_image < length:
-            drawn = torch.randperm(length, generator=generator)[:per_image].to(patches.device)
-            patches, wanted = patches[:, :, drawn], wanted[:, :, drawn]
-        cells.add(patches.transpose(1, 2).flatten(0, 1), wanted.transpose(1, 2).flatten(0, 1))
-        for sums, (_, y) in zip(tokens, maps):
-            if sums is not None and y is not None:
-                sums.add(summary(grid, prefix), y.flatten(1))
-    weight, bias = cells.solve(strength)
-    with torch.no_grad():
-        for a, w, b, sums in zip(adapters, weight.split(channels), bias.split(channels), tokens):
-            a.weight.copy_(w.view_as(a.weight))
-            a.bias.copy_(b)
-            if sums is not None:
-                w, b = sums.solve(strength)
-                a.prefix_weight.copy_(w.view_as(a.prefix_weight))
-                a.prefix_bias.copy_(b.view_as(a.prefix_bias))
 
 
 def exact_input(
@@ -198,24 +281,3 @@ def exact_input(
         adapter.weight.copy_(torch.diag(scale)[:, :, None, None])
         adapter.bias.copy_(shift)
     return adapter
-
-
-def fit_adapters(
-    task: Task,
-    tap: Position,
-    cuts: Sequence[Position],
-    tap_features: Tensor,
-    cut_features: Sequence[Tensor],
-    kernel: int,
-    rows: int,
-) -> list[Adapter]:
-    """Closed-form adapters from one tap to cuts of one grid size, from the images not held out."""
-    if tap.name == INPUT and cuts[0].name == INPUT:
-        views = task.target.ref.preprocessing, task.source.ref.preprocessing
-        adapter = exact_input(tap.layout, cuts[0].layout, *views)
-        if adapter is not None:
-            return [adapter.to(tap_features.device)]
-    adapters = [Adapter(tap.layout, c.layout, kernel).to(tap_features.device) for c in cuts]
-    fit = (~task.held_out).to(tap_features.device)
-    ridge(adapters, tap_features[fit], [c[fit] for c in cut_features], rows=rows)
-    return [a.requires_grad_(False) for a in adapters]

@@ -224,15 +224,29 @@ def discriminant(features: Tensor, classes: Tensor, count: int) -> tuple[Tensor,
     mean = torch.zeros(count, x.shape[1], dtype=torch.float64).index_add_(0, classes, x)
     mean /= sizes.clamp(min=1)[:, None]
     rest = x - mean[classes]
-    covariance = rest.T @ rest / max(len(x) - int((sizes > 0).sum()), 1)
-    level = covariance.diagonal().mean().clamp(min=1e-9)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * torch.eye(len(covariance))
-    weight = torch.linalg.solve(covariance, mean.T).T  # (count, D)
+    freedom = max(len(x) - int((sizes > 0).sum()), 1)
+    level = (rest.square().sum() / freedom / x.shape[1]).clamp(min=1e-9)
+    weight = _shrunk_solve(rest, freedom, level, mean)
     bias = -0.5 * (weight * mean).sum(1)
     weight = weight / scale
     bias = bias - weight @ centre
     bias[sizes == 0] = -1e4
     return weight, bias
+
+
+def _shrunk_solve(rest: Tensor, freedom: int, level: Tensor, mean: Tensor) -> Tensor:
+    """(count, D): C^-1 mean' for C = (1 - s) rest' rest / freedom + s level I, s the ``SHRINKAGE``.
+
+    In as many dimensions as there are rows or columns of ``rest`` (N, D), whichever are fewer (by
+    Woodbury's identity).
+    """
+    ridge, part = SHRINKAGE * level, (1 - SHRINKAGE) / freedom
+    n, d = rest.shape
+    if n >= d:
+        covariance = part * (rest.T @ rest) + ridge * torch.eye(d, dtype=rest.dtype)
+        return torch.linalg.solve(covariance, mean.T).T
+    inner = rest @ rest.T + ridge / part * torch.eye(n, dtype=rest.dtype)
+    return (mean - torch.linalg.solve(inner, rest @ mean.T).T @ rest) / ridge
 
 
 def _folds(classes: Tensor) -> Tensor:

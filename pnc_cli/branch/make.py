@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..data import Progress, batches, no_progress, spread
+from ..data import Progress, no_progress
 from ..files.clone_file import RawTensor, raw_sha256
 from ..files.opened import open_checkpoint
 from ..limits import LIMITS, Limits
@@ -23,21 +23,21 @@ from ..manifest import (
     Manifest,
     Measured,
     Method,
+    Place,
 )
 from ..manifest import Join as JoinInfo
-from ..network.features import BATCH, source_features, target_features
 from ..network.head import mean_logit
 from ..network.load import Network
 from ..network.part import slice_tensor
 from ..network.position import Position
 from ..network.tensors import raw_tensor, read_tensors
 from .join import Join, fit_gaussian, fit_one_sided
-from .material import Material
+from .material import Fits, Material
 from .modulation import PREFIX, layers_of
 from .pair import Pair, Slices
-from .recipe import Branch, make_branch, run_module
+from .recipe import Branch, is_the_source_itself, make_branch
 from .score import rounded, score, share
-from .task import Task, kept
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ def make_clone(
     figures are measured on the held-out images, and the join that ships is fitted on all.
     """
     torch.manual_seed(recipe.seed)
-    branch, evidence = _branch_of(task, pair, candidate, recipe, limits, progress)
+    branch, material = _branch_of(task, pair, candidate, recipe, limits, progress)
+    evidence = evidence_of(material, candidate.place, branch, progress)
     join = fit_join(task, pair, evidence, ~task.held_out)
-    measured = _measure(task, join, evidence)
+    measured = _measure(task, join, evidence, material.z_s)
     join = fit_join(task, pair, evidence, torch.ones_like(task.held_out))
     learned = {
         **branch.adapter.state_dict(),
@@ -126,54 +127,35 @@ def _branch_of(
     recipe: Recipe,
     limits: Limits,
     progress: Progress,
-) -> tuple[Branch, Evidence]:
-    """The branch, made from as many images as memory allows, and the evidence of all."""
+) -> tuple[Branch, Material]:
+    """The branch, and what it is made from."""
     place = candidate.place
-    elements = pair.tap(place).layout.elements + pair.source.position(place.cut).layout.elements
-    part = _that_fit(task, elements, limits)
-    material = Material.of(part, pair, [place.tap], [place.cut], progress=progress)
+    fits = Fits(pair, task, [place], limits.clone_rows)
+    ends = ([place.tap], [place.cut]) if fits.needs_features else ([], [])
+    material = Material.of(task, pair, fits, *ends, limits=limits, progress=progress)
     branch = make_branch(
         material,
         place,
+        fits.solve()[place],
+        material.sample([place.tap], [place.cut]),
         passes=recipe.epochs,
         seed=recipe.seed,
         most_parameters=candidate.most_parameters,
-        limits=limits,
         progress=progress,
     )
-    if part is not task:
-        return branch, evidence_of(task, place.tap, branch, progress)
-    pre, z_b = run_module(branch.module, material.tap(place), branch.adapter)
-    found = (material.target_pre, pre, material.z_t, z_b)
-    return branch, Evidence(*(t.cpu() for t in found))
-
-
-def _that_fit(task: Task, elements: int, limits: Limits) -> Task:
-    """The task on as many images as memory holds the features of, so many ``elements`` each,
-    half of them clone images: the task itself, unless it has very many or large ones."""
-    most = int(limits.clone_features / (4 * elements))
-    if len(task.ids) <= most:
-        return task
-    old, new = (mask.nonzero()[:, 0] for mask in (~task.is_new, task.is_new))
-    few = min(len(new), max(most // 2, most - len(old)))
-    keep = torch.zeros_like(task.held_out)
-    keep[new[spread(len(new), few)]] = True
-    keep[old[spread(len(old), most - few)]] = True
-    return kept(task, keep)
+    return branch, material
 
 
 def evidence_of(
-    task: Task, tap: str, branch: Branch, progress: Progress = no_progress, batch: int = BATCH
+    material: Material, place: Place, branch: Branch, progress: Progress = no_progress
 ) -> Evidence:
-    """The evidence of all images, the features at the tap of a batch at a time."""
-    found = []
-    for part in batches(len(task.ids), batch):
-        progress("answers of target and branch", part.start, len(task.ids))
-        target_pre, z_t, taps = target_features(task.target, task.pixels.views[0][part], [tap])
-        pre, z_b = run_module(branch.module, taps[tap], branch.adapter)
-        found.append([t.cpu() for t in (target_pre, pre, z_t, z_b)])
-    progress("answers of target and branch", len(task.ids), len(task.ids))
-    return Evidence(*(torch.cat(tensors) for tensors in zip(*found)))
+    """The evidence of all images."""
+    pre, z_b = material.source_pre, material.z_s
+    if not is_the_source_itself(material, place):
+        everything = torch.arange(len(material.task.ids))
+        ran = (place, branch.adapter, branch.module)
+        [(pre, z_b)] = material.answers([ran], everything, progress)
+    return Evidence(material.target_pre, pre, material.z_t, z_b)
 
 
 def fit_join(task: Task, pair: Pair, evidence: Evidence, fit: Tensor) -> Join:
@@ -195,12 +177,11 @@ def copied(source: Network, kept: Slices) -> dict[str, Tensor]:
 # what the manifest says of it -----------------------------------------------------------------------
 
 
-def _measure(task: Task, join: Join, evidence: Evidence) -> Measured:
+def _measure(task: Task, join: Join, evidence: Evidence, source_logits: Tensor) -> Measured:
     judged = task.judged
     target_pre, pre, z_t, z_b = evidence.of(judged).tensors
     scores = score(z_t, join(target_pre, pre, z_t, z_b), task.label_index[judged])
-    source_logits, _ = source_features(task.source, task.pixels.views[1][judged])
-    answers = source_logits[:, task.columns].cpu().argmax(1)
+    answers = source_logits[judged].argmax(1)
     new = task.is_new[judged]
     return Measured(
         images=int(judged.sum()),

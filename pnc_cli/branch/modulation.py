@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..data import spread
-from ..limits import LIMITS, Limits
 from ..manifest import ModuleTensor
 from ..network.part import Module
 
@@ -109,6 +107,7 @@ def _is_affine(layer: nn.Module) -> bool:
     return all(isinstance(p, nn.Parameter) and p.ndim == 1 for p in affine)
 
 
+ROWS = 20_000  # of a layer that its scales and shifts are fitted to
 RIDGE = 0.05  # of the wanted variance: pulls scales towards one
 Visit = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
 
@@ -120,7 +119,6 @@ def fit_modulation(
     kept: Mapping[str, ModuleTensor],
     features: Tensor,
     student: Tensor,
-    limits: Limits = LIMITS,
 ) -> dict[str, Tensor]:
     """The modulation of ``module``, a copy of ``dense`` with the channels ``kept``.
 
@@ -131,9 +129,6 @@ def fit_modulation(
     if not tensors:
         return tensors
     wanted: dict[str, Tensor] = {}
-    affordable = limits.layer_outputs // max(_bytes_per_image(dense, features[:2]), 1)
-    chosen = spread(len(features), max(affordable, 1))
-    features, student = features[chosen], student[chosen]
 
     def remember(layer: str, rows: Tensor) -> None:
         if f"{layer}.scale" in tensors:
@@ -211,10 +206,6 @@ def _corrected(out: Tensor, axis: int, correction: tuple[Tensor, Tensor] | None)
 
 
 def _rows(x: Tensor, axis: int) -> Tensor:
-    return x.movedim(axis, -1).flatten(0, -2)
-
-
-def _bytes_per_image(dense: Module, example: Tensor) -> int:
-    sizes: list[int] = []
-    _Layers(dense.part, lambda layer, rows: sizes.append(4 * rows.numel())).run(example.clone())
-    return sum(sizes) // len(example)
+    """``ROWS`` rows (n, C), about, evenly drawn, so that all images have as many."""
+    rows = x.movedim(axis, -1).flatten(0, -2)
+    return rows[:: max(1, len(rows) // ROWS)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..channels.groups import weight_cells
+from ..limits import Limits
 from ..manifest import ModuleTensor, Place
 from ..network.graph import Trace
 from ..network.head import Head
@@ -16,6 +17,8 @@ from ..network.part import Module, module_after
 from ..network.position import Outline, Position
 from ..network.shapes import device_of
 from .adapter import kernel_for, resampled
+
+INSIDE = 6  # layers of a block are as much wider, or as many of its tensors are alive at once
 
 Slices = dict[str, ModuleTensor]  # how each tensor of a module is sliced out of the source's
 
@@ -38,6 +41,30 @@ class Pair:
     def target_macs(self) -> int:
         """Multiply-accumulates of the target per image."""
         return sum(self.target.macs.values())
+
+    def elements(self, taps: Iterable[str], cuts: Iterable[str]) -> int:
+        """Numbers of an image's features at some positions of the two networks."""
+        found = [self.target.position(t) for t in taps] + [self.source.position(c) for c in cuts]
+        return sum(p.layout.elements for p in found)
+
+    @property
+    def widest(self) -> int:
+        """Numbers of the largest layer's output, of either network, for an image, about."""
+        every = (*self.target.positions, *self.source.positions)
+        return INSIDE * max(p.layout.elements for p in every)
+
+    def at_once(self, taps: Iterable[str], cuts: Iterable[str], limits: Limits) -> int:
+        """Images that both networks are run on together, with the features that are wanted."""
+        each = 4 * (self.widest + self.elements(taps, cuts))
+        return max(1, min(limits.batch, limits.running // each))
+
+    def runs_together(self, limits: Limits) -> int:
+        """Images that one network can be run on in one go, at most."""
+        return max(2, 2 * limits.running // (4 * self.widest))
+
+    @property
+    def source_macs(self) -> int:
+        return sum(self.source.macs.values())
 
     def tap(self, place: Place) -> Position:
         return self.target.position(place.tap)

@@ -15,19 +15,17 @@ from torch import Tensor
 
 from ..channels.groups import Group, prunable_groups
 from ..channels.localised import localised_features
-from ..channels.prune import Ranked, prune, rank_groups, select
-from ..data import Progress, batches, no_progress
-from ..limits import LIMITS, Limits
+from ..channels.prune import Ranked, Work, prune, rank_groups, select
+from ..data import Progress, no_progress, spread
 from ..manifest import Place
-from ..network.features import BATCH
 from ..network.part import Module
 from ..network.position import INPUT
 from .adapter import Adapter
 from .cost import of_module
-from .material import Material
+from .material import Material, Sample
 from .modulation import fit_modulation, fold
 from .pair import Slices
-from .refine import NEIGHBOURS, Lessons, affordable_epochs, lessons_of, refine
+from .refine import NEIGHBOURS, PASSES, learned_from, lessons_of, refine, with_gradients
 
 STEP = 0.01  # of a share, by which it shrinks until a budget is met
 
@@ -48,55 +46,53 @@ class Branch:
 def make_branch(
     material: Material,
     place: Place,
+    adapter: Adapter,
+    sample: Sample,
     *,
     passes: int | None,
     seed: int,
-    adapter: Adapter | None = None,
     ranking: Ranking | None = None,
     most_parameters: int = 0,
-    limits: Limits = LIMITS,
     progress: Progress = no_progress,
 ) -> Branch:
     """The branch of ``place`` from the images of ``material`` that are not held out.
 
-    ``passes`` over the images refine it: none (0) leaves the closed form, None leaves their number
-    to the work that they take.  ``adapter`` and ``ranking`` are what is known already; the module
-    keeps at most ``most_parameters`` (0: as many as its share has).
+    ``adapter`` is the closed form; ``sample`` has features at the place's tap and cut.  ``passes``
+    over the images refine it: none (0) leaves the closed form, None is as many as are useful.
+    ``ranking`` is what is known already; the module keeps at most ``most_parameters`` (0: as many
+    as its share has).
     """
     task, pair = material.task, material.pair
     dense, slices = pair.part(place.cut, task.columns)
-    if adapter is None:
-        [adapter] = material.adapters([place], limits.clone_rows)
     ranking = ranking or Ranking(material, seed)
-    module, kept = localised(material, place, ranking, most_parameters, limits)
+    module, kept = localised(material, place, ranking, sample, most_parameters)
     macs = adapter.macs + int(of_module(pair, place, task.columns, module).macs)
 
     exact = place.tap == INPUT  # nothing is to be learned between an image and itself
     if exact and place.is_whole:
         passes = 0
     if passes is None:
-        passes = affordable_epochs(macs, int(material.fit.sum()))
+        passes = PASSES
     modulation: dict[str, Tensor] = {}
     if not is_the_source_itself(material, place):
-        modulation = fit_modulation(
-            dense,
+        features = pair.resampled(place, sample.cuts[place.cut])
+        modulation = fit_modulation(dense, module, kept, features, adapter(sample.taps[place.tap]))
+    if passes and modulation:
+        adapter = copy.deepcopy(adapter)
+        images = learned_from(material, place, macs, passes)
+        copies = min(NEIGHBOURS, (passes + 1) // 2)
+        lessons = lessons_of(material, place, images, copies=copies, seed=seed, progress=progress)
+        refine(
+            adapter,
+            modulation,
             module,
-            kept,
-            pair.resampled(place, material.cut(place)[material.fit]),
-            adapter(material.tap(place)[material.fit]),
+            lessons,
+            exact=exact,
+            epochs=passes,
+            seed=seed,
+            together=with_gradients(material, place),
+            progress=progress,
         )
-        if passes:
-            taught = _teach(material, place, dense, passes, seed, progress)
-            refine(
-                adapter,
-                modulation,
-                module,
-                taught,
-                exact=exact,
-                epochs=passes,
-                seed=seed,
-                progress=progress,
-            )
     module = copy.deepcopy(module)
     fold(module.part, modulation)
     parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
@@ -106,27 +102,9 @@ def make_branch(
 
 def is_the_source_itself(material: Material, place: Place) -> bool:
     """Whether the branch of ``place`` is the whole source, on the image as the source sees it."""
-    same = material.pair.tap(place).layout.grid == material.pair.cut(place).layout.grid
-    return place.tap == INPUT and place.is_whole and same
-
-
-def _teach(
-    material: Material, place: Place, dense: Module, passes: int, seed: int, progress: Progress
-) -> Lessons:
-    task = material.task
-    for_target, for_source = (v[material.fit] for v in task.pixels.views)
-    copies = min(NEIGHBOURS, (passes + 1) // 2)
-    return lessons_of(
-        dense,
-        task.target,
-        task.source,
-        (for_target, for_source),
-        place.tap,
-        place.cut,
-        copies=copies,
-        seed=seed,
-        progress=progress,
-    )
+    if place.tap != INPUT or not place.is_whole:
+        return False
+    return material.pair.tap(place).layout.grid == material.pair.cut(place).layout.grid
 
 
 class Ranking:
@@ -143,19 +121,33 @@ class Ranking:
     def of(self, cut: str) -> list[Ranked]:
         """The groups of the part after ``cut``, ranked on localised samples of the clone classes."""
         if cut not in self._ranked:
-            material, task = self.material, self.material.task
-            module, _ = material.pair.part(cut, task.columns)
-            groups = prunable_groups(module.part, material.cuts[cut][:2])
+            material = self.material
+            module, _ = material.pair.part(cut, material.task.columns)
+            position = material.pair.source.position(cut)
+            blank = torch.zeros(2, *position.layout.shape, device=material.device)
+            groups = prunable_groups(module.part, blank)
             known = {_stands(r.group): r for ranked in self._ranked.values() for r in ranked}
             left = [g for g in groups if _stands(g) not in known]
             if left:
-                position = material.pair.source.position(cut)
-                taught = material.fit & (task.is_new | (task.ids < 0))  # probes are of no class
-                images = task.pixels.views[1][taught]
-                features = localised_features(task.source, images, position, self.seed)
-                known |= {_stands(r.group): r for r in rank_groups(module, features, left)}
+                known |= {_stands(r.group): r for r in self._rank(module, cut, left)}
             self._ranked[cut] = [replace(known[_stands(g)], group=g) for g in groups]
         return self._ranked[cut]
+
+    def _rank(self, module: Module, cut: str, groups: list[Group]) -> list[Ranked]:
+        material, task, limits = self.material, self.material.task, self.material.limits
+        position = material.pair.source.position(cut)
+        taught = (material.fit & (task.is_new | (task.ids < 0))).nonzero()[:, 0]  # probes: no class
+        most = max(8, limits.sample // (8 * position.layout.elements))
+        images = task.pixels.views[1][taught[spread(len(taught), most)]]
+        together = max(2, min(64, limits.running // (4 * material.pair.widest)))
+        features = localised_features(task.source, images, position, self.seed, together)
+        each = material.pair.source.macs_after(position)
+        work = Work(
+            limits.work(limits.ranking, material.plain_macs) / max(each, 1),
+            together,
+            with_gradients(material, Place(INPUT, cut)),
+        )
+        return rank_groups(module, features, groups, work)
 
     def all_of(self, cuts: Iterable[str]) -> None:
         """Ranks the channels after each of ``cuts``, what is cut earlier first."""
@@ -173,8 +165,8 @@ def localised(
     material: Material,
     place: Place,
     ranking: Ranking,
+    sample: Sample,
     most_parameters: int = 0,
-    limits: Limits = LIMITS,
 ) -> tuple[Module, Slices]:
     """Local(.): the share of the part after the place's cut that the clone classes need, and how it
     is sliced out of the source's.
@@ -191,20 +183,9 @@ def localised(
     ranked, cells = ranking.of(place.cut), material.pair.cells(place, columns)
     while True:
         chosen = select(dense, ranked, share, cells)
-        module, kept = prune(dense, slices, chosen, material.cut(place)[:2])
+        module, kept = prune(dense, slices, chosen, sample.cuts[place.cut][:2])
         parameters = sum(p.numel() for p in module.parameters())
-        if not most_parameters or parameters <= most_parameters or share <= limits.smallest_share:
+        enough = share <= material.limits.smallest_share
+        if not most_parameters or parameters <= most_parameters or enough:
             return module, kept
         share -= STEP
-
-
-@torch.no_grad()
-def run_module(
-    module: Module, features: Tensor, adapter: Adapter | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pre-logits (N, D) and logits (N, K) of features at the cut, or at the tap of ``adapter``."""
-    out = []
-    for part in batches(len(features), BATCH):
-        x = features[part]
-        out.append(module(adapter(x) if adapter else x.clone()))
-    return torch.cat([p for p, _ in out]), torch.cat([z for _, z in out])

@@ -3,6 +3,9 @@
 The teacher (the source) and the student (the module, pruned or not, behind the adapter) look at
 the same neighbours of each image.  The loss compares their answers and their pre-logits; only the
 adapter learns: its convolution from the ridge solution on, its modulation from the closed form on.
+
+What the teacher says of each neighbour is kept; what the target shows the student of it is kept
+too where memory allows, and computed again each time where it does not.
 """
 
 from __future__ import annotations
@@ -16,48 +19,99 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from ..channels.localised import neighbourhood
-from ..data import Progress, no_progress, normalize, spread
-from ..network.features import BATCH as LOOKED_AT
-from ..network.features import device_of
-from ..network.load import Network
+from ..channels.localised import Neighbours
+from ..data import Progress, no_progress, spread
+from ..manifest import Place
+from ..network.features import glancing, prepared, watching
 from ..network.part import Module
-from ..network.record import recording
+from ..network.position import INPUT
 from .adapter import Adapter
+from .material import Material
 from .modulation import modulated
 
 BATCH = 25  # small: many steps, and what a student keeps stays near the processor
-EPOCHS = 15  # passes over the images, unless the module is so large that it would take long:
-WORK = 5e11  # MACs of the student, there and back, in all passes
-NEIGHBOURS = 4  # of each image; every epoch looks at one of them
-MEMORY = 2 << 30  # bytes of recorded lessons, at most
+PASSES = 15  # over the images that are learned from
+NEIGHBOURS = 4  # of each image; every pass looks at one of them
+FEWEST = 25  # images that are learned from, whatever that takes
 RATES = {"adapter": 2e-3, "modulation": 1e-2}  # learning rates at their highest
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """What the student is given and what the teacher says, for neighbours of N images.
+    """What the student is given and what the teacher says, for K neighbours of each of n images.
 
-    Shapes: ``features`` (K N, ...) at the tap; ``pre`` (K N, D) and ``answers`` (K N, C), the
-    log-softmax over the clone classes, of the teacher.
+    Shapes: ``features`` (K n, ...) at the tap, or a function that gives those of an index (b,);
+    ``pre`` (K n, D) and ``answers`` (K n, C), the log-softmax over the clone classes, of the teacher.
     """
 
-    features: Tensor
+    features: Tensor | Callable[[Tensor], Tensor]
     pre: Tensor
     answers: Tensor
-    images: int
+    images: int  # n
 
     def epoch(self, generator: torch.Generator) -> list[Tensor]:
         """Indices of one neighbour of each image, in batches."""
-        copies = len(self.features) // self.images
+        copies = len(self.pre) // self.images
         drawn = torch.randint(copies, (self.images,), generator=generator) * self.images
         order = torch.randperm(self.images, generator=generator)
         return list((drawn[order] + order).split(BATCH))
 
+    def given(self, index: Tensor) -> Tensor:
+        """What the student is given for the neighbours ``index`` (b,)."""
+        return self.features[index] if isinstance(self.features, Tensor) else self.features(index)
 
-def affordable_epochs(macs: int, images: int) -> int:
-    """Passes over ``images`` that a student of ``macs`` MACs per image deserves."""
-    return max(1, min(EPOCHS, int(WORK / max(3 * macs * images, 1))))
+
+def learned_from(material: Material, place: Place, macs: int, passes: int) -> Tensor:
+    """(n,) the images that a student of ``macs`` MACs learns from in ``passes``: fitted ones, as many
+    as the work allows, half of them of the clone classes where there are so many."""
+    pair, task = material.pair, material.task
+    before = pair.tap(place).spent  # what the target spends up to its tap
+    teaching = min(NEIGHBOURS, (passes + 1) // 2) * (pair.source_macs + before)
+    each = teaching + passes * (3 * macs + before)  # there and back
+    most = max(FEWEST, int(material.limits.refining * material.plain_macs / max(each, 1)))
+    old, new = ((material.fit & kind).nonzero()[:, 0] for kind in (~task.is_new, task.is_new))
+    few = min(len(new), max(most // 2, most - len(old)))
+    chosen = torch.cat([new[spread(len(new), few)], old[spread(len(old), most - few)]])
+    return chosen.sort().values
+
+
+@torch.no_grad()
+def lessons_of(
+    material: Material,
+    place: Place,
+    images: Tensor,
+    *,
+    copies: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Lessons:
+    """Runs the source on ``copies`` neighbours of each of the task's ``images`` (n,), and the target
+    up to its tap where there is memory for what it shows."""
+    task, pair, limits = material.task, material.pair, material.limits
+    count = copies * len(images)
+    neighbours = Neighbours.drawn(count, torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def show(index: Tensor) -> Tensor:
+        with glancing(task.target, [place.tap]) as glance:
+            x = prepared(task.target, task.pixels.views[0][images[index % len(images)]])
+            return glance(neighbours.of(index)(x))[place.tap]
+
+    keep = place.tap != INPUT and 4 * count * pair.tap(place).layout.elements <= limits.lessons
+    pre, answers, shown = [], [], []
+    same = pair.head.pre == pair.head.logits
+    with watching(task.source, (), () if same else None) as teach:
+        for index in torch.arange(count).split(pair.at_once([place.tap], [], limits)):
+            progress("lessons for the adapter", int(index[0]), count)
+            x = prepared(task.source, task.pixels.views[1][images[index % len(images)]])
+            said = teach(neighbours.of(index)(x)).answers
+            pre.append(said.pre)
+            answers.append(said.logits[:, task.columns].log_softmax(1))
+            if keep:
+                shown.append(show(index))
+    progress("lessons for the adapter", count, count)
+    features = torch.cat(shown) if keep else show
+    return Lessons(features, torch.cat(pre), torch.cat(answers), len(images))
 
 
 def refine(
@@ -69,9 +123,13 @@ def refine(
     exact: bool,
     epochs: int,
     seed: int,
+    together: int = BATCH,
     progress: Progress = no_progress,
 ) -> None:
-    """Trains ``modulation``, and ``adapter`` unless it is exact already, in place."""
+    """Trains ``modulation``, and ``adapter`` unless it is exact already, in place.
+
+    The student runs on ``together`` images at a time; gradients of a batch add up.
+    """
     steps = epochs * math.ceil(lessons.images / BATCH)
     learning: dict[str, list[Tensor]] = {
         "adapter": [] if exact else list(adapter.parameters()),
@@ -85,77 +143,38 @@ def refine(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
     variance = lessons.pre.var().clamp(min=1e-6)
-    for epoch in range(epochs):
-        progress("refining the adapter", epoch, epochs)
-        for index in lessons.epoch(generator):
+    done = 0
+    for index in (i for _ in range(epochs) for i in lessons.epoch(generator)):
+        progress("refining the adapter", done, steps)
+        optimizer.zero_grad()
+        for part in index.split(together):
             changed = {f"part.{n}": t for n, t in modulated(student.part, modulation).items()}
-            pre, logits = functional_call(student, changed, (adapter(lessons.features[index]),))
-            loss = F.kl_div(
-                logits.log_softmax(1),
-                lessons.answers[index],
-                log_target=True,
-                reduction="batchmean",
-            )
-            loss = loss + (pre - lessons.pre[index]).square().mean() / variance
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    progress("refining the adapter", epochs, epochs)
+            pre, logits = functional_call(student, changed, (adapter(lessons.given(part)),))
+            said = lessons.answers[part]
+            loss = F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")
+            loss = loss + (pre - lessons.pre[part]).square().mean() / variance
+            (loss * (len(part) / len(index))).backward()
+        optimizer.step()
+        schedule.step()
+        done += 1
+    progress("refining the adapter", steps, steps)
     _allow_gradients(learning, False)
+
+
+def with_gradients(material: Material, place: Place) -> int:
+    """Images that a student can be run on in one go, there and back."""
+    cut = material.pair.source.position(place.cut)
+    after = [p for p in material.pair.source.positions if p.spent >= cut.spent]
+    kept = INSIDE * sum(p.layout.elements for p in after) * place.resolution**2
+    return max(1, min(BATCH, int(material.limits.gradients / (4 * max(kept, 1)))))
+
+
+INSIDE = 4  # tensors that gradients need, of each position's size, about
 
 
 def _allow_gradients(learning: Mapping[str, Sequence[Tensor]], allowed: bool) -> None:
     for parameter in (p for parameters in learning.values() for p in parameters):
         parameter.requires_grad_(allowed)
-
-
-@torch.no_grad()
-def lessons_of(
-    teacher: Module,
-    target: Network,
-    source: Network,
-    views: tuple[Tensor, Tensor],
-    tap: str,
-    cut: str,
-    *,
-    copies: int = NEIGHBOURS,
-    seed: int,
-    progress: Progress = no_progress,
-) -> Lessons:
-    """Runs both networks on ``copies`` neighbours of each of the images, given as uint8 tensors for target and source,
-    (N, C, H, W) each.  Where memory does not hold all, a part of them is used, evenly drawn.
-
-    ``teacher`` is the whole part of the source after ``cut``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device = device_of(target)
-    features, pre, answers = [], [], []
-    with recording(target.model, [tap]) as taps, recording(source.model, [cut]) as cuts:
-
-        def look(index: Tensor) -> None:
-            neighbour = neighbourhood(len(index), generator)
-            x_t = normalize(views[0][index].to(device), target.ref.preprocessing)
-            x_s = normalize(views[1][index].to(device), source.ref.preprocessing)
-            target.model(neighbour(x_t))
-            source.model(neighbour(x_s))
-            p, z = teacher(cuts[cut])
-            features.append(taps[tap])
-            pre.append(p)
-            answers.append(z.log_softmax(1))
-
-        look(torch.zeros(1, dtype=torch.long))
-        affordable = MEMORY // max(4 * features.pop().numel(), 1)
-        del pre[:], answers[:]
-        images = max(1, min(len(views[0]), affordable))
-        copies = max(1, min(copies, affordable // images))
-        chosen = spread(len(views[0]), images)
-        for copy in range(copies):
-            progress("lessons for the adapter", copy, copies)
-            for index in chosen.split(LOOKED_AT):
-                look(index)
-    progress("lessons for the adapter", copies, copies)
-    return Lessons(torch.cat(features), torch.cat(pre), torch.cat(answers), images)
 
 
 def warm_cosine(steps: int) -> Callable[[int], float]:

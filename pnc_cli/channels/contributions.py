@@ -31,9 +31,11 @@ ROWS = 60_000  # of a reader's input that its second moments are taken from
 ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
 
 
-def energies(module: Module, features: Tensor, groups: list[Group]) -> list[np.ndarray]:
+def energies(
+    module: Module, features: Tensor, groups: list[Group], together: int = 64
+) -> list[np.ndarray]:
     """G of each group's channels, (n, n): the sum over its readers, each as a share of its all."""
-    grams = _grams(module, features, _readers(groups))
+    grams = _grams(module, features, _readers(groups), together)
     totals = {r: max(g.sum().item(), 1e-12) for r, g in grams.items()}
     of_groups = []
     for g in groups:
@@ -42,12 +44,14 @@ def energies(module: Module, features: Tensor, groups: list[Group]) -> list[np.n
     return of_groups
 
 
-def movements(module: Module, features: Tensor, groups: list[Group]) -> list[np.ndarray]:
+def movements(
+    module: Module, features: Tensor, groups: list[Group], together: int = 32
+) -> list[np.ndarray]:
     """F = E[sum_y p(y) t(y) t(y)'] of each group's channels, (n, n)."""
     readers = _readers(groups)
     moved = [torch.zeros(g.size, g.size, dtype=torch.float64) for g in groups]
     generator = torch.Generator().manual_seed(0)
-    for part in batches(len(features), 32):
+    for part in batches(len(features), together):
         answers, inputs = _watched(module, readers, features[part])  # log p (B, K)
         for y, weight in _classes(answers.detach(), generator):  # (B,), (B, 1)
             given = _contributions(module.part, answers, y, inputs)
@@ -131,12 +135,14 @@ def _of_group(given: dict[str, Tensor], group: Group) -> Tensor:
 
 
 @torch.no_grad()
-def _grams(module: Module, features: Tensor, readers: list[str]) -> dict[str, Tensor]:
+def _grams(
+    module: Module, features: Tensor, readers: list[str], together: int = 64
+) -> dict[str, Tensor]:
     """G = (W'W) * E[a a'] of each reader, (C, C) in float64."""
     moments: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
     axes = {r: channel_axis(layer_of(module.part, r)) for r in readers}
-    per_batch = max(1, ROWS // max(1, -(-len(features) // 64)))
+    per_batch = max(1, ROWS // max(1, -(-len(features) // together)))
 
     def add(reader: str, a: Tensor) -> None:
         a = a.movedim(axes[reader], -1).flatten(0, -2)  # (pixels or tokens, C)
@@ -145,7 +151,7 @@ def _grams(module: Module, features: Tensor, readers: list[str]) -> dict[str, Te
         rows[reader] = rows.get(reader, 0) + len(a)
 
     with watching(module.part, [(r, partial(add, r)) for r in readers]):
-        for part in batches(len(features), 64):
+        for part in batches(len(features), together):
             module(features[part].clone())
     grams = {}
     for r in readers:

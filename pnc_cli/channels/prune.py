@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from ..data import batches, spread
 from ..manifest import Kept, ModuleTensor
 from ..network.part import Module, resize
-from .contributions import energies, log_answers, movements
+from .contributions import ANSWERS, energies, log_answers, movements
 from .flow import Site
 from .groups import Chosen, Group, kept_indices, prunable_groups, shrink_graph
 from .layers import Watcher, layer_of, watching
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
+FEWEST = 24  # samples that say anything at all
 SAMPLES = 256  # localised samples that answers are looked at on
 MASKED = 96  # of them, those that each group is masked on, half of it
 CURVED = 3.0  # weight of the answers' movement beside the energy's
@@ -57,22 +58,47 @@ def rank_channels(module: Module, features: Tensor) -> list[Ranked]:
     return rank_groups(module, features, prunable_groups(module.part, features[:2]))
 
 
-def rank_groups(module: Module, features: Tensor, groups: list[Group]) -> list[Ranked]:
-    """Ranks the channels of ``groups`` of ``module`` on localised ``features`` (N, ...) at its cut."""
+@dataclass(frozen=True)
+class Work:
+    """What ranking may take: the module run on so many samples, so many together."""
+
+    runs: float = math.inf
+    together: int = 64
+    with_gradients: int = 32  # of them there and back
+
+    def looked_at(self) -> int:
+        """Samples that the energies are taken on."""
+        return int(min(max(FEWEST, self.runs / 4), 1 << 20))
+
+    def samples(self) -> int:
+        """That answers are looked at on, each there once and back for up to ``ANSWERS`` classes."""
+        return max(FEWEST, int(min(SAMPLES, self.runs / 2 / (1 + 2 * ANSWERS))))
+
+    def masked(self, groups: int) -> int:
+        """Of them, with half of a group masked, for each group."""
+        return max(FEWEST // 2, int(min(MASKED, self.runs / 2 / max(groups, 1))))
+
+
+def rank_groups(
+    module: Module, features: Tensor, groups: list[Group], work: Work = Work()
+) -> list[Ranked]:
+    """Ranks the channels of some of the ``groups`` of ``module``, on ``features`` (N, ...) at its cut."""
     if not groups:
         return []
-    some = features[spread(len(features), SAMPLES)]
-    few = some[spread(len(some), MASKED)]
-    answers = _answers(module, few)
+    some = features[spread(len(features), work.samples())]
+    few = some[spread(len(some), work.masked(len(groups)))]
+    answers = _answers(module, few, work.together)
     ranked = []
     for g, energy, movement in zip(
-        groups, energies(module, features, groups), movements(module, some, groups)
+        groups,
+        energies(module, features[spread(len(features), work.looked_at())], groups, work.together),
+        movements(module, some, groups, work.with_gradients),
     ):
         order, missing = greedy_order(_unit_trace(energy) + CURVED * _unit_trace(movement))
         half = np.ones(g.size, dtype=bool)
         half[order[: g.size // 2]] = False
         with masked(module.part, [(g, half)]):
-            damage = _divergence(answers, _answers(module, few))
+            damage = _divergence(answers, _answers(module, few, work.together))
         ranked.append(Ranked(g, order, missing, damage / max(missing[g.size // 2], 1e-9)))
     return ranked
 
@@ -271,9 +297,9 @@ def _unit_trace(gram: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _answers(module: Module, features: Tensor) -> Tensor:
+def _answers(module: Module, features: Tensor, together: int) -> Tensor:
     """Log-probabilities (N, K) of the clone classes."""
-    logits = [module(features[p].clone())[1] for p in batches(len(features), 64)]
+    logits = [module(features[p].clone())[1] for p in batches(len(features), together)]
     return log_answers(torch.cat(logits))
 
 

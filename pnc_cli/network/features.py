@@ -1,70 +1,115 @@
-"""What a frozen network says of many images: its answers, and its features at some positions."""
+"""What a frozen network says of images: its answers, and its features at some positions.
+
+Nothing is kept here: images come in, a batch at a time, and what the network says of them goes out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data import Progress, batches, no_progress, normalize
+from ..data import batches, normalize
 from .head import target_pre_logits
 from .load import Network
-from .position import Position
+from .position import INPUT, tensors_in
 from .record import recording
-
-BATCH = 128  # images that a network is given at a time
 
 
 def device_of(network: Network) -> torch.device:
     return next(network.model.parameters()).device
 
 
-@torch.no_grad()
-def target_features(
-    target: Network,
-    images: Tensor,
-    taps: Iterable[str] = (),
-    *,
-    progress: Progress = no_progress,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Pre-logits (N, D), logits (N, classes) and, by tap, features (N, ...) of ``images``.
+@dataclass(frozen=True)
+class Answers:
+    """Pre-logits (B, D) and logits (B, C)."""
 
-    These are uint8 (N, C, H, W) at the target's input size.
+    pre: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network says of B images: features (B, ...) by position, and its answers."""
+
+    features: dict[str, Tensor]
+    answers: Answers
+
+
+@contextmanager
+def watching(
+    network: Network, positions: Sequence[str] = (), classifier: Sequence[str] | None = None
+) -> Iterator[Callable[[Tensor], Seen]]:
+    """A function from images as ``network`` reads them (:func:`prepared`) to what it says of them.
+
+    ``classifier`` names the modules that read the pre-logits (default: the network's; none: the
+    logits stand for them).
     """
-    taps, device = list(taps), device_of(target)
+    heads = network.classifier if classifier is None else tuple(classifier)
+    with recording(network.model, positions, heads) as seen:
+
+        @torch.no_grad()
+        def look(x: Tensor) -> Seen:
+            logits = network.model(x)
+            found = Answers(target_pre_logits(seen, heads, logits), logits)
+            return Seen({p: seen[p] for p in positions}, found)
+
+        yield look
+
+
+class _Enough(Exception):
+    """All that was asked for has been seen."""
+
+
+@contextmanager
+def glancing(
+    network: Network, positions: Sequence[str]
+) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    """The same for features alone: the network runs no further than the last of ``positions``."""
+    seen: dict[str, Tensor] = {}
+    wanted = [p for p in dict.fromkeys(positions) if p != INPUT]
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, out: object) -> None:
+            [seen[name]] = [t.clone() for t in tensors_in(out)]
+            if len(seen) == len(wanted):
+                raise _Enough
+
+        return hook
+
+    @torch.no_grad()
+    def glance(x: Tensor) -> dict[str, Tensor]:
+        seen.clear()
+        if wanted:
+            try:
+                network.model(x)
+            except _Enough:
+                pass
+        found = {**seen, **({INPUT: x} if INPUT in positions else {})}
+        seen.clear()
+        return found
+
+    with ExitStack() as hooks:
+        for name in wanted:
+            handle = network.model.get_submodule(name).register_forward_hook(keep(name))
+            hooks.callback(handle.remove)
+        yield glance
+
+
+def prepared(network: Network, images: Tensor) -> Tensor:
+    """uint8 ``images`` (B, C, H, W) as the network reads them, on its device."""
+    return normalize(images.to(device_of(network)), network.ref.preprocessing)
+
+
+def answers_of(network: Network, images: Tensor, batch: int = 64) -> Answers:
+    """What ``network`` says of uint8 ``images`` (N, C, H, W), on the CPU."""
     pre, logits = [], []
-    features: dict[str, list[Tensor]] = {t: [] for t in taps}
-    with recording(target.model, taps, target.classifier) as seen:
-        for part in batches(len(images), BATCH):
-            progress("target features", part.start, len(images))
-            z = target.model(normalize(images[part].to(device), target.ref.preprocessing))
-            pre.append(target_pre_logits(seen, target.classifier, z))
-            logits.append(z)
-            for t in taps:
-                features[t].append(seen[t])
-    progress("target features", len(images), len(images))
-    return torch.cat(pre), torch.cat(logits), {t: torch.cat(f) for t, f in features.items()}
-
-
-@torch.no_grad()
-def source_features(
-    source: Network,
-    images: Tensor,
-    cuts: Iterable[Position] = (),
-    *,
-    progress: Progress = no_progress,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (N, classes) and, by cut, features (N, ...) of uint8 ``images`` (N, C, H, W)."""
-    names, device = [c.name for c in cuts], device_of(source)
-    logits = []
-    features: dict[str, list[Tensor]] = {n: [] for n in names}
-    with recording(source.model, names) as seen:
-        for part in batches(len(images), BATCH):
-            progress("source features", part.start, len(images))
-            z = source.model(normalize(images[part].to(device), source.ref.preprocessing))
-            logits.append(z)
-            for n in names:
-                features[n].append(seen[n])
-    progress("source features", len(images), len(images))
-    return torch.cat(logits), {n: torch.cat(f) for n, f in features.items()}
+    with watching(network) as look:
+        for part in batches(len(images), batch):
+            found = look(prepared(network, images[part])).answers
+            pre.append(found.pre.cpu())
+            logits.append(found.logits.cpu())
+    return Answers(torch.cat(pre), torch.cat(logits))

@@ -1,8 +1,9 @@
-"""What a branch gives on images that it was not fitted to, and what it costs."""
+"""What branches give on images that they were not fitted to, and what they cost."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from ..branch.cost import Amounts, beside_module, of_module
 from ..branch.join import fit_one_sided, gate_elsewhere
 from ..branch.material import Material
 from ..branch.pair import Pair
-from ..branch.recipe import run_module
+from ..branch.recipe import is_the_source_itself
 from ..branch.score import UNKNOWN, Scores, rounded, score
 from ..branch.task import Task
+from ..data import Progress, no_progress
 from ..manifest import Candidate, Place
 from ..network.head import mean_logit
 from ..network.part import Module
@@ -28,7 +30,7 @@ def price(pair: Pair, macs: float) -> float:
 
 
 class Judge:
-    """Judges branches on the images of ``material`` that are held out.
+    """Judges branches on images of ``material`` that are held out.
 
     ``whole`` is the task with all its original classes, which the join of a clone tells apart;
     the material may be of some of them.
@@ -36,25 +38,48 @@ class Judge:
 
     def __init__(self, whole: Task, material: Material) -> None:
         self.whole, self.material = whole, material
-        first = next(iter(material.cuts))
-        module, _ = material.pair.part(first, material.task.columns)
-        self.reference, _ = run_module(module, material.cuts[first])  # the source's pre-logits
 
-    def __call__(self, place: Place, adapter: Adapter, module: Module) -> Candidate:
-        """The candidate of ``place`` with this adapter and module.
+    def __call__(
+        self,
+        branches: Sequence[tuple[Place, Adapter, Module]],
+        index: Tensor | None = None,
+        progress: Progress = no_progress,
+    ) -> list[Candidate]:
+        """The candidates of these places, with their adapters and modules, in one pass of the target
+        over the images ``index`` (n,), both fitted and held-out ones (default: all).
 
-        With images its score is the mean accuracy on original and clone classes, averaged with the
+        With images a score is the mean accuracy on original and clone classes, averaged with the
         mean probability of the right class, which is less noisy (without original images: the
         branch's, averaged with the share of the variance of the source's pre-logits that
         survives), less the ``PRICE`` of the added MACs.  Without images it is that share, on
         generated ones.
         """
-        pre, z_b = run_module(module, self.material.tap(place), adapter)
-        fit = self._explained(pre)
-        scores = self._scores(pre, z_b) if bool(self.material.task.is_new.any()) else None
-        adds = self.adds(place, adapter, module)
-        worth = fit if scores is None else _worth(scores, fit)
-        known = scores or UNKNOWN
+        if index is None:
+            index = torch.arange(len(self.material.task.ids))
+        to_run = [b for b in branches if not is_the_source_itself(self.material, b[0])]
+        known = (self.material.source_pre[index], self.material.z_s[index])
+        ran = iter(self.material.answers(to_run, index, progress) if to_run else [])
+        return [
+            self._candidate(
+                b, known if is_the_source_itself(self.material, b[0]) else next(ran), index
+            )
+            for b in branches
+        ]
+
+    def _candidate(
+        self,
+        branch: tuple[Place, Adapter, Module],
+        answers: tuple[Tensor, Tensor],
+        index: Tensor,
+    ) -> Candidate:
+        place, *_ = branch
+        pre, z_b = answers
+        fit = self._explained(pre, index)
+        known, worth = UNKNOWN, fit
+        if bool(self.material.task.is_new.any()):
+            known = self._scores(pre, z_b, index)
+            worth = _worth(known, fit)
+        adds = self.adds(*branch)
         return Candidate(
             tap=place.tap,
             cut=place.cut,
@@ -81,31 +106,31 @@ class Judge:
         """What a clone of ``place`` costs beside its module."""
         material = self.material
         module, _ = material.pair.part(place.cut, material.task.columns)
-        width = material.target_pre.shape[1] + self.reference.shape[1]
+        width = material.target_pre.shape[1] + material.source_pre.shape[1]
         return beside_module(adapter, module, self.whole, width)
 
-    def _explained(self, pre: Tensor) -> float:
-        """The share of the variance of the source's pre-logits that survives in ``pre`` (N, D)."""
-        held = self.material.task.judged
-        wanted = self.reference[held]
+    def _explained(self, pre: Tensor, index: Tensor) -> float:
+        """The share of the variance of the source's pre-logits that survives in ``pre`` (n, D)."""
+        held = self.material.task.judged[index]
+        wanted = self.material.source_pre[index][held]
         rest = (pre[held] - wanted).square().sum()
         spread = (wanted - wanted.mean(0)).square().sum()
         return 1.0 - (rest / spread.clamp(min=1e-12)).item()
 
-    def _scores(self, pre: Tensor, z_b: Tensor) -> Scores:
-        """Figures of the branch's pre-logits (N, D) and logits (N, K), with a join of its own."""
+    def _scores(self, pre: Tensor, z_b: Tensor, index: Tensor) -> Scores:
+        """Figures of the branch's pre-logits (n, D) and logits (n, K), with a join of its own."""
         material, task = self.material, self.material.task
-        held, fit = task.judged, material.fit
-        target_pre, pre, z_t, z_b = (t.cpu() for t in (material.target_pre, pre, material.z_t, z_b))
+        held, fit = task.judged[index], material.fit[index]
+        target_pre, z_t, ids = material.target_pre[index], material.z_t[index], task.ids[index]
         if task.old:
             features = torch.cat([target_pre, pre], dim=1)
-            g = gate_elsewhere(features, task.ids, fit, held, task.old, task.new)
+            g = gate_elsewhere(features, ids, fit, held, task.old, task.new)
             z_new = (g + z_t[held].logsumexp(1))[:, None] + z_b[held].log_softmax(1)
         else:
             mean = mean_logit(material.pair.source, material.pair.head)
             gate = fit_one_sided(pre[fit], z_t[fit], z_b[fit], mean, task.levels)
             z_new = gate(target_pre[held], pre[held], z_t[held], z_b[held])
-        return score(z_t[held], z_new, task.label_index[held])
+        return score(z_t[held], z_new, task.label_index[index][held])
 
 
 def _worth(scores: Scores, fit: float) -> float:

@@ -17,7 +17,7 @@ from ..branch.cost import Amounts
 from ..branch.task import Task
 from ..data import Progress, no_progress
 from ..errors import Incompatible
-from ..limits import LIMITS
+from ..limits import LIMITS, Limits
 from ..manifest import Candidate, Place, Plan
 from .grid import Grid
 from .study import Study
@@ -77,6 +77,7 @@ def search(
     resolutions: Sequence[float] | None = None,
     budget: Budget = UNLIMITED,
     study: Study | None = None,
+    limits: Limits = LIMITS,
     progress: Progress = no_progress,
 ) -> list[Candidate]:
     """The candidates, best first; those over the budget are left out.
@@ -87,14 +88,16 @@ def search(
     some of ``LESS``, or the largest share that the budget leaves room for, as it is and ``COARSER``.  ``study`` is one made of the same task, grid and seed before, which saves its
     work.  Raises ``Incompatible`` where nothing is within the budget or can be had as asked for.
     """
-    study = study or Study.of(task, grid, seed, progress)
+    study = study or Study.of(task, grid, seed, progress, limits)
     wish = Wish(tuple(shares or ()), tuple(resolutions or ()))
     room = budget.room(grid, task)
     found = study.score_pairs(progress)
     if task.images is not None or wish.is_any:
         listed = short_list([c for c in found if _affordable(c, room, wish.least)])
-        others = [] if wish.is_any else [c for c in found if c not in listed]
-        found = [*others, *_score_listed(study, listed, wish, room, progress)]
+        others = [] if wish.is_any else found
+        scored = _score_listed(study, listed, wish, room, progress)
+        tried = {c.place.pair for c in scored}
+        found = [*(c for c in others if c.place not in tried), *scored]
         if listed and not found:
             raise _no_such_map(wish)
     within = [c for c in found if _affordable(c, room)]
@@ -106,45 +109,56 @@ def search(
 
 def _score_listed(
     study: Study, listed: Sequence[Candidate], wish: Wish, room: Amounts, progress: Progress
-) -> Iterator[Candidate]:
+) -> list[Candidate]:
     """The pairs of a short list as they are wished for, or as there is room for them."""
-    if not wish.is_any or min(wish.shares or (1.0,)) < 1.0:
-        study.ranking.all_of(c.cut for c in listed)
-    images = len(study.material.task.ids)
-    work = images * sum(c.macs for c in listed)
-    less = LESS[: int(study.limits.less / max(work, 1))]
-    for done, pair in enumerate(listed):
-        progress("scoring shares", done, len(listed))
-        if wish.is_any:
-            yield from _asked(study, pair.place, wish)
-        else:
-            yield from _versions(study, pair.place, room, less)
-    progress("scoring shares", len(listed), len(listed))
+    if wish.is_any:
+        return study.score_places(_asked(study, listed, wish), progress)
+    work = study.limits.work(study.limits.judging, study.material.plain_macs)
+    places: list[Place] = []
+    for pair in listed:  # the best first, while there is work left for it
+        versions = list(_versions(study, pair.place, room))
+        needed = study.work_of([pair.place, *versions])  # all of it is what they are held against
+        if needed <= work or not places:
+            places += versions
+            work -= needed
+    places += _less(study, [c.place for c in listed if c.place in places], work)
+    return study.score_places(places, progress)
 
 
-def _asked(study: Study, pair: Place, wish: Wish) -> Iterator[Candidate]:
-    """A pair with each share at each resolution that is wished for and its module can read."""
-    for resolution in wish.resolutions or (1.0,):
-        place = Place(pair.tap, pair.cut, resolution=resolution)
-        if study.reads(place):
-            yield from study.score_shares(place, wish.shares or (1.0,))
+def _asked(study: Study, listed: Sequence[Candidate], wish: Wish) -> list[Place]:
+    """Each share at each resolution that is wished for and the pairs' modules can read."""
+    places = [
+        Place(c.tap, c.cut, share, resolution)
+        for c in listed
+        for resolution in wish.resolutions or (1.0,)
+        for share in wish.shares or (1.0,)
+    ]
+    if min(wish.shares or (1.0,)) < 1.0:
+        study.ranking.all_of(p.cut for p in places)
+    return [p for p in places if study.reads(p)]
 
 
-def _versions(
-    study: Study, pair: Place, room: Amounts, less: Sequence[tuple[float, float]]
-) -> Iterator[Candidate]:
-    """All of a pair and ``less`` of it, where it has room; else the most that there is room for, at
-    each resolution."""
+def _versions(study: Study, pair: Place, room: Amounts) -> Iterator[Place]:
+    """All of a pair where there is room for it; else the most that there is room for, as it is and
+    on coarser maps."""
     most = study.largest_share(pair, room)
-    yield from study.score_shares(pair, [most])
-    rest: Sequence[tuple[float | None, float]] = less
-    if most < 1.0:
-        rest = [(None, resolution) for resolution in COARSER]
-    for share, resolution in rest:
+    yield pair.with_share(most)
+    for resolution in COARSER if most < 1.0 else ():
         place = Place(pair.tap, pair.cut, resolution=resolution)
         if study.reads(place):
-            fits = study.largest_share(place, room) if share is None else share
-            yield from study.score_shares(place, [fits])
+            yield place.with_share(study.largest_share(place, room))
+
+
+def _less(study: Study, pairs: Sequence[Place], work: float) -> Iterator[Place]:
+    """As many of ``LESS`` of all ``pairs``, of which there is room for all, as the work allows."""
+    for share, resolution in LESS:
+        places = [Place(p.tap, p.cut, share, resolution) for p in pairs]
+        work -= study.work_of(places)
+        if work < 0:
+            return
+        if share < 1.0:
+            study.ranking.all_of(p.cut for p in pairs)
+        yield from (p for p in places if study.reads(p))
 
 
 def _limited(study: Study, c: Candidate, room: Amounts) -> Candidate:
@@ -166,15 +180,19 @@ def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list
     A trial speaks for the other shares of the same pair too; what is a guess after the last trial
     is put behind what was tried.
     """
-    most = study.limits.trials if len(found) > 1 else 0
+    most = study.limits.tried if len(found) > 1 else 0
     ranked = _sorted(found)
     tried: dict[Place, Candidate] = {}  # by place, whatever the share
+    work = study.limits.work(study.limits.trials, study.material.plain_macs)
     for done in range(most):
         progress("refining the best", done, most)
         best, *others = ranked
         if _is_settled(best, tried):
             progress("refining the best", most, most)
             return ranked
+        work -= study.work_of_trial(best)
+        if work < 0 and tried:
+            break
         now = tried[best.place.dense] = study.try_out(best)
         ranked = _sorted([now, *(_moved(c, best, now.score - best.score) for c in others)])
     progress("refining the best", most, most)
@@ -264,6 +282,7 @@ def make_plan(
     shares: Sequence[float] | None = None,
     resolutions: Sequence[float] | None = None,
     budget: Budget = UNLIMITED,
+    limits: Limits = LIMITS,
     progress: Progress = no_progress,
 ) -> Plan:
     """A search with what it was made from."""
@@ -274,6 +293,7 @@ def make_plan(
         shares=shares,
         resolutions=resolutions,
         budget=budget,
+        limits=limits,
         progress=progress,
     )
     return Plan(

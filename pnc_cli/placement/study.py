@@ -1,27 +1,29 @@
-"""Scoring candidates in closed form, from one pass of each network.
+"""Scoring candidates in closed form, in rounds: many on few images, few on all.
 
-For each pair of positions: a closed-form adapter, the source's part after the cut on what it
-gives, and a closed-form join, all fitted on some images and judged on others.
+One pass of both networks over the images gives the closed-form adapter of every pair of positions,
+from sums alone, with how much of the cut's features it explains.  For a cut, that orders the taps.
+The pairs that are worth it are then run on a few images; the best of those, with less than all of
+their modules too, on all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import msgspec
 import torch
+from torch import Tensor
 
 from ..branch.adapter import Adapter, resampled
 from ..branch.cost import Amounts
-from ..branch.material import Material
-from ..branch.recipe import Branch, Ranking, localised, make_branch, run_module
+from ..branch.material import Fits, Material, Sample, Size, alike
+from ..branch.recipe import Branch, Ranking, is_the_source_itself, localised, make_branch
 from ..branch.task import Task, subset
-from ..data import Images, Progress, no_progress
+from ..data import Images, Progress, no_progress, spread
 from ..limits import LIMITS, Limits
 from ..manifest import Candidate, Place
-from ..network.position import INPUT
 from .grid import Grid
 from .judge import Judge, price
 from .probe import probe_images
@@ -33,17 +35,25 @@ class Study:
     """What is known of the candidates of one task and grid; each thing is found out once."""
 
     def __init__(
-        self, task: Task, grid: Grid, material: Material, seed: int, limits: Limits = LIMITS
+        self,
+        task: Task,
+        grid: Grid,
+        material: Material,
+        adapters: dict[Place, Adapter],
+        explained: dict[Place, float],
+        seed: int,
     ) -> None:
         """``task`` is the whole one; ``material`` is of the images that are looked at."""
         self.task, self.grid, self.material = task, grid, material
-        self.seed, self.limits = seed, limits
+        self.seed, self.limits = seed, material.limits
+        self.explained = explained  # share of the variance at the cut
         self.ranking = Ranking(material, seed)
         self.judge = Judge(task, material)
         self.pairs: dict[Place, Candidate] = {}  # all of each module, as it is
-        self.shares: dict[Place, Candidate] = {}  # put right in closed form
+        self.shares: dict[Place, Candidate] = {}  # put right in closed form, on all images
         self.trials: dict[tuple[Place, int], Candidate] = {}  # refined, with most_parameters
-        self._adapters: dict[Place, Adapter | None] = {}  # None: the module cannot read that map
+        self._adapters: dict[Place, Adapter | None] = dict(adapters)  # None: cannot be read
+        self._samples: dict[Place, Sample] = {}
 
     @classmethod
     def of(
@@ -58,59 +68,143 @@ class Study:
         if task.images is None:
             looked_at = _with_probes(task, seed, limits)
         else:
-            looked_at = _within_means(task, grid, limits)
-        taps, cuts = [p.tap for p in grid.places], [p.cut for p in grid.places]
-        material = Material.of(looked_at, grid, taps, cuts, progress=progress)
-        return cls(task, grid, material, seed, limits)
+            looked_at = subset(
+                task, limits.per_class, held_out_every=2, originals=min(task.old, limits.originals)
+            )
+        places, rows = _worth_fitting(grid, looked_at, limits)
+        fits = Fits(grid, looked_at, places, rows)
+        taps, cuts = [p.tap for p in places], [p.cut for p in places]
+        material = Material.of(looked_at, grid, fits, taps, cuts, limits=limits, progress=progress)
+        adapters = fits.solve()
+        return cls(task, grid, material, adapters, fits.explained, seed)
+
+    # all pairs ------------------------------------------------------------------------------------
 
     def score_pairs(self, progress: Progress = no_progress) -> list[Candidate]:
-        """Every pair with all its channels, without modulation; asked again, what was found before."""
+        """Pairs with all their channels, without modulation; asked again, what was found before.
+
+        All of them on all images where that is little work; else as many as the work allows on a
+        few images, of each cut the taps that explain it best first.
+        """
         if not self.pairs:
-            for places in _alike(self.grid):
-                adapters = self.material.adapters(places, self.limits.pair_rows)
-                for place, adapter in zip(places, adapters):
-                    progress("scoring pairs", len(self.pairs), len(self.grid.places))
-                    self._adapters[place] = adapter
-                    module, _ = self.grid.part(place.cut, self.task.columns)
-                    self.pairs[place] = self.judge(place, adapter, module)
-            progress("scoring pairs", len(self.pairs), len(self.pairs))
+            places, index = self._worth_comparing()
+            branches = []
+            for place in places:
+                module, _ = self.grid.part(place.cut, self.task.columns)
+                branches.append((place, self._known(place), module))
+            found = self.judge(branches, index, progress)
+            self.pairs = dict(zip(places, found))
         return list(self.pairs.values())
+
+    def _worth_comparing(self) -> tuple[list[Place], Tensor]:
+        """The pairs to compare, and the images (n,) to do it on."""
+        everything = torch.arange(len(self.material.task.ids))
+        work = self.limits.work(self.limits.comparing, self.material.plain_macs)
+        ordered = self._by_promise()
+        if self.work_of(ordered) <= work:
+            return ordered, everything
+        index = _few(self.material, self.limits.few)
+        part = len(index) / len(everything)
+        chosen: list[Place] = []
+        for place in ordered:
+            enough = len(chosen) >= self.limits.short_list
+            if not enough or self.work_of([*chosen, place]) * part <= work:
+                chosen.append(place)
+        return chosen, index
+
+    def _by_promise(self) -> list[Place]:
+        """All pairs: first the tap that explains each cut best, then the second best of each, …"""
+        by_cut: dict[str, list[Place]] = {}
+        for place in sorted(self.explained, key=lambda p: (-self.explained[p], p)):
+            by_cut.setdefault(place.cut, []).append(place)
+        order = {
+            place: (rank, self._run_macs(place))
+            for places in by_cut.values()
+            for rank, place in enumerate(places)
+        }
+        return sorted(order, key=lambda p: (order[p], p))
+
+    def work_of(self, places: Iterable[Place]) -> float:
+        """MACs of judging branches of ``places`` together on all images: their modules, the target up
+        to the last tap, and what an adapter to a coarser map takes."""
+        distinct = set(places)
+        running = [p for p in distinct if not is_the_source_itself(self.material, p)]
+        before = max((self.grid.tap(p).spent for p in running), default=0)
+        each = before + sum(map(self._run_macs, running))
+        coarse = {p.dense for p in running if p.resolution < 1.0 and p.dense not in self._adapters}
+        ends = sum(self.grid.tap(p).spent + self.grid.source.position(p.cut).spent for p in coarse)
+        return each * len(self.material.task.ids) + ends * self.limits.coarse
+
+    def work_of_trial(self, c: Candidate) -> float:
+        """MACs of :meth:`try_out`, about."""
+        return self.work_of([c.place]) + self.limits.trial * self.material.plain_macs
+
+    def _run_macs(self, place: Place) -> float:
+        """MACs of the place's module for an image, about; none where they were spent already."""
+        if is_the_source_itself(self.material, place):
+            return 0.0
+        dense = self.grid.source.macs_after(self.grid.source.position(place.cut))
+        return place.share * place.resolution**2 * dense
+
+    # less than all of a pair ----------------------------------------------------------------------
 
     def reads(self, place: Place) -> bool:
         """Whether the place's module can read its cut's map at the place's resolution."""
         return self._adapter(place) is not None
 
-    def score_shares(self, dense: Place, shares: Sequence[float]) -> list[Candidate]:
-        """Each share of a place's module, which must be readable, put right in closed form."""
-        for place in map(dense.with_share, shares):
-            if place not in self.shares:
-                branch = self._branch(place, passes=0, adapter=self._known(place))
-                found = self.judge(place, branch.adapter, branch.module)
-                self.shares[place] = self.recovered(found)
-        return [self.shares[dense.with_share(share)] for share in shares]
+    def score_places(
+        self, places: Iterable[Place], progress: Progress = no_progress
+    ) -> list[Candidate]:
+        """Places that can be read, put right in closed form and judged on all images."""
+        places = list(dict.fromkeys(places))
+        wholes = [p.pair for p in places]  # what each of them is held against
+        new = [p for p in dict.fromkeys([*wholes, *places]) if p not in self.shares]
+        new.sort(key=lambda p: wholes.index(p.pair))  # those of a pair share a sample
+        for group in self._that_fit_together(new):
+            branches = [self._branch(p, passes=0) for p in group]
+            found = self.judge(
+                [(p, b.adapter, b.module) for p, b in zip(group, branches)], progress=progress
+            )
+            self.shares |= dict(zip(group, found))
+        return [self.recovered(self.shares[p]) for p in places]
 
-    def try_out(self, c: Candidate) -> Candidate:
+    def _that_fit_together(self, places: Sequence[Place]) -> list[list[Place]]:
+        """Groups whose modules memory holds together."""
+        groups: list[list[Place]] = []
+        room = 0.0
+        for place in places:
+            module, _ = self.grid.part(place.cut, self.task.columns)
+            needed = 4 * place.share * sum(p.numel() for p in module.parameters())
+            if not groups or needed > room:
+                groups.append([])
+                room = float(self.limits.sample)
+            groups[-1].append(place)
+            room -= needed
+        return groups
+
+    def try_out(self, c: Candidate, progress: Progress = no_progress) -> Candidate:
         """``c`` with the figures it has after a few passes of refinement, of which a clone of it will
-        have more; as it is, where even one would take too long."""
+        have more."""
         key = (c.place, c.most_parameters)
         if key not in self.trials:
-            images = int(self.material.fit.sum())
-            affordable = int(self.limits.trial / max(3 * c.macs * images, 1))
-            passes = min(self.limits.trial_passes, affordable)
-            self.trials[key] = self._refined(c, passes) if passes else c
+            branch = self._branch(
+                c.place,
+                passes=self.limits.trial_passes,
+                most_parameters=c.most_parameters,
+                refining=max(self.limits.trial, self.limits.little / 3 / self.material.plain_macs),
+                progress=progress,
+            )
+            [found] = self.judge([(c.place, branch.adapter, branch.module)])
+            found = self.recovered(found)
+            self.trials[key] = msgspec.structs.replace(found, most_parameters=c.most_parameters)
         return self.trials[key]
-
-    def _refined(self, c: Candidate, passes: int) -> Candidate:
-        branch = self._branch(c.place, passes=passes, most_parameters=c.most_parameters)
-        found = self.recovered(self.judge(c.place, branch.adapter, branch.module))
-        return msgspec.structs.replace(found, most_parameters=c.most_parameters)
 
     def recovered(self, found: Candidate) -> Candidate:
         """``found`` with the score that it will have once refined: refining wins back some of what
         it lost against the same pair with all its channels and cells."""
-        dense = self.pairs[found.place.pair]
-        lost = dense.score - found.score
-        lost += price(self.grid, dense.macs) - price(self.grid, found.macs)
+        whole = self.shares[found.place.pair]
+        lost = whole.score - found.score
+        lost += price(self.grid, whole.macs) - price(self.grid, found.macs)
         score = round(found.score + RECOVERED * max(lost, 0.0), 6)
         return msgspec.structs.replace(found, score=score)
 
@@ -140,22 +234,41 @@ class Study:
         return self.judge.beside(place, self._known(place))
 
     def _adds(self, place: Place) -> Amounts:
-        module, _ = localised(self.material, place, self.ranking, limits=self.limits)
+        module, _ = self.grid.part(place.cut, self.task.columns)
+        if place.share < 1.0:
+            module, _ = localised(self.material, place, self.ranking, self._sample(place))
         return self.judge.adds(place, self._known(place), module)
 
     def _branch(
-        self, place: Place, *, passes: int, adapter: Adapter | None = None, most_parameters: int = 0
+        self,
+        place: Place,
+        *,
+        passes: int,
+        most_parameters: int = 0,
+        refining: float = 0.0,
+        progress: Progress = no_progress,
     ) -> Branch:
+        material = replace(self.material, limits=replace(self.limits, refining=refining))
         return make_branch(
-            self.material,
+            material,
             place,
+            self._known(place),
+            self._sample(place),
             passes=passes,
             seed=self.seed,
-            adapter=adapter,
             ranking=self.ranking,
             most_parameters=most_parameters,
-            limits=self.limits,
+            progress=progress,
         )
+
+    def _sample(self, place: Place) -> Sample:
+        """Features at the place's positions; those of the last few pairs are kept."""
+        pair = place.pair
+        if pair not in self._samples:
+            while len(self._samples) >= KEPT:
+                del self._samples[next(iter(self._samples))]
+            self._samples[pair] = self.material.sample([place.tap], [place.cut])
+        return self._samples[pair]
 
     def _known(self, place: Place) -> Adapter:
         adapter = self._adapter(place)
@@ -167,11 +280,20 @@ class Study:
         """The closed-form adapter of ``place``, whatever its share."""
         key = place.dense
         if key not in self._adapters:
-            found = None
-            if self._is_other_map(key):
-                [found] = self.material.adapters([key], self.limits.pair_rows)
-            self._adapters[key] = found
+            self._adapters[key] = self._fitted(key) if self._is_other_map(key) else None
         return self._adapters[key]
+
+    def _fitted(self, place: Place) -> Adapter:
+        """An adapter to a coarser map: fitted to fewer images, of which more cells are looked at."""
+        fitted = self.material.fit.nonzero()[:, 0]
+        index = fitted[spread(len(fitted), self.limits.coarse)]
+        part = replace(self.material.task, held_out=torch.ones_like(self.material.task.held_out))
+        part.held_out[index] = False
+        fits = Fits(self.grid, part, [place], PAIR_ROWS[0])
+        if fits.needs_features:
+            for look in self.material.look(index, [place.tap], [place.cut]):
+                fits.add(look)
+        return fits.solve()[place]
 
     def _is_other_map(self, place: Place) -> bool:
         """Whether the place's cut has another map at its resolution, and the module reads it."""
@@ -180,23 +302,59 @@ class Study:
         if layout is None or layout == full:
             return False
         module, _ = self.grid.part(place.cut, self.task.columns)
-        example = self.material.cut(place)[:2]
-        try:
-            found = run_module(module, resampled(example, full, layout))
-        except (RuntimeError, ValueError, IndexError):  # a size stands in its graph
-            return False
-        return [t.shape for t in found] == [t.shape for t in run_module(module, example)]
+        example = self._sample(place).cuts[place.cut][:2]
+        with torch.no_grad():
+            try:
+                found = module(resampled(example, full, layout))
+            except (RuntimeError, ValueError, IndexError):  # a size stands in its graph
+                return False
+            return [t.shape for t in found] == [t.shape for t in module(example.clone())]
 
 
-def _alike(grid: Grid) -> list[list[Place]]:
-    """Places by tap, grid size and kernel, which they have in common: their regressions share
-    their left side."""
-    groups: dict[tuple, list[Place]] = {}
+PAIR_ROWS = (8_000, 16_000, 32_000)  # of a pair's regression, as many as the work allows
+KEPT = 2  # pairs whose sample stays: the versions of a pair come one after the other
+
+
+def _worth_fitting(grid: Grid, task: Task, limits: Limits) -> tuple[list[Place], int]:
+    """The places to fit, and to how many rows: of each cut the taps that are as deep in their network
+    first, two at least, while memory and work last; then as many rows as the work leaves."""
+    by_cut: dict[str, list[Place]] = {}
     for place in grid.places:
-        cells = grid.cut(place).layout.grid
-        key = (place.tap, cells, grid.kernel(place), place.cut == INPUT)
-        groups.setdefault(key, []).append(place)
-    return list(groups.values())
+        by_cut.setdefault(place.cut, []).append(place)
+
+    def apart(place: Place) -> tuple[float, Place]:
+        return abs(grid.tap(place).depth - grid.cut(place).depth), place
+
+    order: dict[Place, int] = {}
+    for places in by_cut.values():
+        order |= {p: rank for rank, p in enumerate(sorted(places, key=apart))}
+    work = limits.work(limits.fitting, (grid.target_macs + grid.source_macs) * len(task.ids))
+    fewest, *more_rows = PAIR_ROWS
+    chosen: list[Place] = []
+    for rank in range(max(order.values()) + 1):
+        more = [*chosen, *(p for p in grid.places if order[p] == rank)]
+        memory, needed = _fitting(grid, more, fewest)
+        if rank > 1 and (memory > limits.sums or needed > work):
+            break
+        chosen = more
+    affordable = [rows for rows in more_rows if _fitting(grid, chosen, rows)[1] <= work]
+    return chosen, max([fewest, *affordable])
+
+
+def _fitting(grid: Grid, places: Sequence[Place], rows: int) -> tuple[int, float]:
+    """Bytes and MACs of the regressions of ``places``."""
+    sizes = [Size.of(grid, group) for group in alike(grid, places)]
+    return sum(s.bytes for s in sizes), sum(s.macs(rows) for s in sizes)
+
+
+def _few(material: Material, per_class: int) -> Tensor:
+    """(n,) images of each class, fitted and held-out ones alike."""
+    chosen = []
+    for kind in material.task.ids.unique():
+        for part in (material.fit, ~material.fit):
+            index = (part & (material.task.ids == kind)).nonzero()[:, 0]
+            chosen.append(index[spread(len(index), -(-per_class // 2))])
+    return torch.cat(chosen).sort().values
 
 
 def _with_probes(task: Task, seed: int, limits: Limits) -> Task:
@@ -210,16 +368,3 @@ def _with_probes(task: Task, seed: int, limits: Limits) -> Task:
         ids=torch.full((count,), -1),
         held_out=torch.arange(count) % 4 == 3,
     )
-
-
-def _within_means(task: Task, grid: Grid, limits: Limits) -> Task:
-    """The task on as many images as memory and patience allow."""
-    taps = {p.tap: grid.tap(p) for p in grid.places}
-    cuts = {p.cut: grid.cut(p) for p in grid.places}
-    memory = 4 * sum(p.layout.elements for p in (*taps.values(), *cuts.values()))
-    work = sum(grid.source.macs_after(grid.cut(p)) for p in grid.places)
-    images = min(limits.search_features / memory, limits.pairs / max(work, 1))
-    old = min(task.old, max(limits.originals, int(images / limits.fewest) - task.new))
-    per_class = int(images / (old + task.new))
-    per_class = max(limits.fewest, min(limits.per_class, per_class))
-    return subset(task, per_class, held_out_every=2, originals=old)
