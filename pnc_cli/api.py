@@ -23,7 +23,18 @@ from .files.describe import Description, describe
 from .files.forms import checkpoint_file
 from .files.patch import eject as eject_clones
 from .files.patch import inject as inject_clones
-from .given import File, check_name, check_plan, load_task, names, numbers, paths, read_plan
+from .given import (
+    File,
+    check_name,
+    check_plan,
+    load_task,
+    names,
+    numbers,
+    paths,
+    read_plan,
+    say_how_long,
+)
+from .limits import limits_for
 from .manifest import Manifest, Patched, Plan, canonical_json
 from .progress import Note, Progress, no_note, no_progress
 
@@ -51,6 +62,7 @@ def search(
     limit_per_class: int | None = None,
     no_originals: bool = False,
     skip_bad: bool = False,
+    memory: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     source_arch: str | None = None,
@@ -67,6 +79,7 @@ def search(
     them those that the target does not know.  ``data`` is a folder or .tar with one sub-folder a
     class (or what else timm's datasets are called); without it the source is judged on generated
     images.  ``max_macs`` and ``max_params`` are shares of the target's, ``max_bytes`` a number.
+    ``memory`` is the most to use beside networks and images, in bytes.
     The plan is written to ``output`` and drawn in ``plot`` where they are given.
 
     >>> import pnc_cli
@@ -105,6 +118,9 @@ def search(
         progress=progress,
         note=note,
     )
+    limits = limits_for(memory)
+    less = any(asked is not None for asked in (max_macs, max_params, max_bytes, share))
+    say_how_long(task, limits, note, prunes=less, clones=False)
     plan = make_plan(
         task,
         make_grid(task.source, task.target, names(tap), names(cut)),
@@ -112,6 +128,7 @@ def search(
         shares=numbers(share),
         resolutions=numbers(resolution),
         budget=Budget(max_macs, max_params, max_bytes),
+        limits=limits,
         progress=progress,
     )
     with Outputs(force=force, inputs=inputs) as outputs:
@@ -142,6 +159,7 @@ def clone(
     limit_per_class: int | None = None,
     no_originals: bool = False,
     skip_bad: bool = False,
+    memory: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     source_arch: str | None = None,
@@ -157,7 +175,7 @@ def clone(
     ``plan`` is what :func:`search` found, or the file that it is in (``"-"``: standard input);
     without one the search is made here, as its arguments say.  Folders of ``data`` that are clone
     classes teach the clone, those that are original classes keep it in its place.  ``epochs`` are
-    the passes that refine the adapter.  The manifest is written beside the clone too; neither is
+    the passes that refine the adapter; ``memory`` the most to use beside networks and images.  The manifest is written beside the clone too; neither is
     where ``output`` is not given.
 
     >>> import pnc_cli
@@ -173,7 +191,7 @@ def clone(
         check_output(output := Path(output), force=force, inputs=inputs)
         check_output(sidecar_of(output), force=force)
     check_name(name)
-    given = None if plan is None else read_plan(plan)
+    given, limits = None if plan is None else read_plan(plan), limits_for(memory)
     wanted = names(classes)
 
     from .branch.make import Recipe, make_clone
@@ -198,6 +216,8 @@ def clone(
         progress=progress,
         note=note,
     )
+    less = any(asked is not None for asked in (max_macs, max_params, max_bytes, share, plan))
+    say_how_long(task, limits, note, prunes=less, clones=True)
     if given is not None:
         check_plan(given, "the plan" if isinstance(plan, Plan) else str(plan), task)
         chosen = given.candidates[given.chosen]
@@ -211,12 +231,13 @@ def clone(
             shares=numbers(share),
             resolutions=numbers(resolution),
             budget=Budget(max_macs, max_params, max_bytes),
+            limits=limits,
             progress=progress,
         )
         chosen = found.candidates[found.chosen]
     note(f"position: target '{chosen.tap}' -> source '{chosen.cut}', {chosen.kept}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
-    manifest, tensors = make_clone(task, grid, chosen, recipe, progress=progress)
+    manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
     if output is not None:
         write_clone(output, manifest, tensors, force=force, inputs=inputs)
     return manifest

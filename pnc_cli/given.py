@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadInput, Incompatible, UsageError
+from .limits import Limits
 from .manifest import CLONE_NAME, Plan, parse
-from .progress import Note, Progress
+from .progress import Note, Progress, duration
 
 if TYPE_CHECKING:
     from .branch.task import Task
 
 File = str | Path
+WORTH_SAYING = 10.0  # seconds
 
 
 def load_task(
@@ -130,6 +132,19 @@ def numbers(given: float | Iterable[float] | None) -> list[float] | None:
 
 def paths(given: File | Iterable[File]) -> list[Path]:
     return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
+
+
+def say_how_long(task: Task, limits: Limits, note: Note, *, prunes: bool, clones: bool) -> None:
+    """Notes how long the work will take, where that is worth knowing."""
+    from .branch.estimate import seconds_of_a_pass
+
+    one = seconds_of_a_pass(task, limits)
+    most = one * limits.passes(prunes=prunes, clones=clones)
+    if most >= WORTH_SAYING:
+        note(
+            f"a pass of both networks over these images takes about {duration(one)}, all of it "
+            f"about {duration(most)} at most"
+        )
 
 
 def check_name(name: str | None) -> None:

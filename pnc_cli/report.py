@@ -1,7 +1,8 @@
 """Everything that is printed: results on stdout, all else on stderr.
 
-With ``--json`` exactly one object goes to stdout, on failure too.  Progress bars appear only on a
-terminal.  Labels and names come from files: whatever could steer a terminal is escaped.
+With ``--json`` exactly one object goes to stdout, on failure too.  Progress is bars on a terminal and
+a line now and then elsewhere.  Labels and names come from files: whatever could steer a terminal is
+escaped.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from .errors import PncError
-from .progress import Progress, no_progress
+from .progress import Progress, duration, no_progress
 
 
 class Report:
@@ -44,30 +46,65 @@ class Report:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A callback ``(what, done, total)`` that draws bars on a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        """A callback ``(what, done, total)`` that draws bars on a terminal, with the time that is
+        left, and elsewhere prints a line now and then."""
+        if self.quiet:
             yield no_progress
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
+        elif not sys.stderr.isatty():
+            yield Lines(lambda line: print(clean(line), file=sys.stderr))
+        else:
+            with _bars() as update:
+                yield update
 
-        console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Bars(*columns, console=console, transient=True) as bars:
-            tasks: dict[str, Any] = {}
 
-            def update(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.update(tasks[what], completed=done, total=total, visible=done < total)
+class Lines:
+    """Progress as plain lines, where there is no terminal: none for what takes a moment."""
 
-            yield update
+    EVERY = 10.0  # seconds
+
+    def __init__(self, say: Callable[[str], None], now: Callable[[], float] = time.monotonic):
+        self.say, self.now = say, now
+        self.what, self.began, self.said = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        at = self.now()
+        if what != self.what:
+            self.what, self.began, self.said = what, at, at
+        elif 0 < done < total and at - self.said >= self.EVERY:
+            self.said = at
+            left = (at - self.began) / done * (total - done)
+            self.say(f"{what}: {done} of {total}, about {duration(left)} left")
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total, visible=done < total)
+
+        yield update
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -98,6 +98,17 @@ def size(text: str) -> int:
     return int(float(found[1]) * unit)
 
 
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        parser=size,
+        metavar="SIZE",
+        help="Most memory to use beside networks and images: 1GB. "
+        "Default: a quarter of the machine's, at most 2GiB.",
+    ),
+]
+
 MaxBytes = Annotated[
     int | None,
     typer.Option(
