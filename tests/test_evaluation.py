@@ -142,9 +142,12 @@ print(seen[-1] - seen[len(seen) // 3])
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_images(tmp_path):
-    """Of 900 images of 224 pixels the last 600 take none: 90 MB as bytes, 361 MB as numbers."""
+    """Of 1,500 images of 224 pixels the last 1,000 take none: 150 MB as bytes, 600 MB as numbers.
+
+    A heap's noise on a busy machine is 60 MB.
+    """
     folder = draw_folder(tmp_path / "data", ["red"], 1)
-    for i in range(1, 900):
+    for i in range(1, 1500):
         (folder / "red" / f"{i}.png").symlink_to(folder / "red" / "0.png")
     path = tmp_path / "net.safetensors"
     model = timm.create_model("test_resnet", num_classes=1)
@@ -152,4 +155,4 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     command = [sys.executable, "-c", CHILD, str(path), str(folder)]
     root = Path(__file__).resolve().parents[1]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert int(ran.stdout) < 30e6
+    assert int(ran.stdout) < 100e6

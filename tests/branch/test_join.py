@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pnc_cli.branch.join import (
     MOST_REJECTED,
     REJECTED,
+    SHRINKAGE,
     GaussianGate,
     Join,
     OneSidedGate,
@@ -72,6 +73,33 @@ def test_the_discriminant_does_not_mind_scale_and_shift():
         scores.append(x.double() @ weight.T + bias)
     assert torch.allclose(scores[0], scores[1], atol=1e-2)
     assert torch.allclose(scores[0], scores[2], atol=1e-2)
+
+
+def direct(features, classes, count):
+    """Scores by the covariance itself, whatever its size: weight (count, D) and bias (count,)."""
+    x = features.double()
+    centre, scale = x.mean(0), x.std(0)
+    x = (x - centre) / scale
+    mean = torch.stack([x[classes == c].mean(0) for c in range(count)])
+    rest = x - mean[classes]
+    covariance = rest.T @ rest / (len(x) - count)
+    level = covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=torch.float64)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * level
+    weight = torch.linalg.solve(shrunk, mean.T).T
+    bias = -0.5 * (weight * mean).sum(1)
+    return weight / scale, bias - (weight / scale) @ centre
+
+
+@pytest.mark.parametrize("per_class", [2, 5, 9, 10, 11, 60], ids=lambda n: f"{4 * n} images")
+def test_the_discriminant_is_the_same_in_the_dimensions_of_images_and_of_features(per_class):
+    """40 features: images may be fewer, as many, or more."""
+    classes = torch.arange(4).repeat_interleave(per_class)
+    features = 3 * torch.eye(40)[classes] + noise(len(classes), 40) + 7
+    features = features @ torch.diag(torch.linspace(0.1, 10, 40))
+    weight, bias = discriminant(features, classes, 4)
+    expected = direct(features, classes, 4)
+    torch.testing.assert_close(weight, expected[0], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(bias, expected[1], rtol=1e-6, atol=1e-6)
 
 
 def test_a_class_without_images_never_wins():

@@ -1,6 +1,7 @@
 """branch/refine.py: the source teaches the module, and what it learned holds for other images."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import pnc_cli
 from pnc_cli.branch.adapter import Adapter
 from pnc_cli.branch.modulation import fold, identity
 from pnc_cli.branch.refine import Lessons, refine, warm_cosine
-from pnc_cli.channels.localised import neighbourhood
+from pnc_cli.channels.localised import Neighbours
 from pnc_cli.manifest import Layout
 from pnc_cli.network.record import recording
 
@@ -93,6 +94,41 @@ def test_no_epochs_change_nothing_and_a_seed_decides_the_rest(school):
     assert not torch.equal(refined(epochs=1, seed=0), refined(epochs=1, seed=1))
 
 
+def test_gradients_of_parts_of_a_batch_add_up_to_those_of_all_of_it(school):
+    adapter, modulation, student, taught, _ = school
+
+    def refined(together):
+        mine = copy.deepcopy(adapter), copy.deepcopy(modulation)
+        refine(*mine, student, taught, exact=False, epochs=2, seed=0, together=together)
+        return [*mine[0].parameters(), *mine[1].values()]
+
+    was = [*adapter.parameters(), *modulation.values()]
+    moved = False
+    for before, whole_batch, parts, ones in zip(was, refined(25), refined(3), refined(1)):
+        torch.testing.assert_close(parts, whole_batch, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ones, whole_batch, rtol=1e-3, atol=1e-4)
+        moved |= bool((whole_batch - before).abs().max() > 1e-2)
+    assert moved
+
+
+def test_lessons_that_are_computed_again_teach_the_same(school):
+    adapter, modulation, student, taught, _ = school
+    asked = []
+
+    def show(index):
+        asked.append(len(index))
+        return taught.features[index]
+
+    def refined(lesson):
+        mine = copy.deepcopy(adapter), copy.deepcopy(modulation)
+        refine(*mine, student, lesson, exact=False, epochs=1, seed=0, together=10)
+        return mine[0].weight
+
+    again = dataclasses.replace(taught, features=show)
+    assert torch.equal(refined(again), refined(taught))
+    assert asked == [10, 10, 5] * 4
+
+
 def test_an_epoch_has_each_image_once():
     """As one of its neighbours; which one differs."""
     x = torch.zeros(90, 1)
@@ -135,7 +171,7 @@ def test_a_pruned_clone_that_was_refined_is_nearer_to_its_source(pair, tmp_path)
         assert ran.json["manifest"]["method"]["epochs"] == epochs
     drawn = [draw(label, i) for label in [*pair.old, *pair.new] for i in range(500, 540)]
     images = preprocess(torch.stack([torch.from_numpy(d) for d in drawn]).permute(0, 3, 1, 2))
-    images = neighbourhood(len(images), torch.Generator().manual_seed(9))(images)
+    images = Neighbours.drawn(len(images), torch.Generator().manual_seed(9))(images)
     closed, refined = (error(pair, clone, images) for clone in clones)
     assert refined[0] < 0.9 * closed[0] and refined[1] < 0.8 * closed[1]
     loaded = [pnc_cli.load(pair.target, [clone]).branches for clone in clones]

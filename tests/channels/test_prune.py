@@ -11,8 +11,19 @@ from support.networks import RESNET, make_network
 from examples.benchmark import pruning
 from pnc_cli.branch.patched import rebuild_module
 from pnc_cli.channels.groups import prunable_groups, weight_cells
-from pnc_cli.channels.localised import neighbourhood
-from pnc_cli.channels.prune import greedy_order, masked, prune, rank_channels, select
+from pnc_cli.channels.localised import Neighbours
+from pnc_cli.channels.prune import (
+    FEWEST,
+    MASKED,
+    SAMPLES,
+    Work,
+    greedy_order,
+    masked,
+    prune,
+    rank_channels,
+    rank_groups,
+    select,
+)
 from pnc_cli.manifest import ModuleTensor
 
 NETWORKS = {
@@ -157,9 +168,39 @@ def test_a_neighbour_moves_and_masks_the_same_things_at_any_size():
     small = torch.zeros(8, 1, 32, 32)
     small[:, :, 8:16, 8:24] = 1.0
     large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    of_small, of_large = (
-        neighbourhood(8, torch.Generator().manual_seed(1))(x) for x in (small, large)
-    )
+    drawn = Neighbours.drawn(8, torch.Generator().manual_seed(1))
+    of_small, of_large = drawn(small), drawn(large)
     again = of_small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert (again != of_large).double().mean() < 0.08  # but for a shift of half a small pixel
     assert not torch.equal(of_small, small)
+
+
+def test_neighbours_of_some_are_those_of_all():
+    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    drawn = Neighbours.drawn(8, torch.Generator().manual_seed(1))
+    index = torch.tensor([5, 0, 3])
+    assert torch.equal(drawn.of(index)(x[index]), drawn(x)[index])
+    assert torch.equal(drawn(x), drawn(x))
+
+
+def test_how_many_samples_a_ranking_looks_at_follows_from_its_work():
+    """Some whatever it is, and never more than say something."""
+    assert Work().samples() == SAMPLES and Work().masked(10) == MASKED
+    little = Work(runs=1)
+    assert little.samples() == little.looked_at() == FEWEST
+    assert 0 < little.masked(10) <= FEWEST
+    more = [Work(runs=r) for r in (100, 1_000, 10_000, 100_000)]
+    for amounts in zip(*((w.samples(), w.looked_at(), w.masked(20)) for w in more)):
+        assert list(amounts) == sorted(amounts)
+
+
+def test_a_ranking_is_the_same_however_many_samples_run_together():
+    _, module, _, features = whole("resnet18", **RESNET)
+    groups = prunable_groups(module.part, features[:2])
+    one, other = (
+        rank_groups(module, features, groups, work)
+        for work in (Work(), Work(together=3, with_gradients=2))
+    )
+    for mine, theirs in zip(one, other):
+        np.testing.assert_allclose(mine.missing, theirs.missing, rtol=1e-3, atol=1e-5)
+        assert mine.sensitivity == pytest.approx(theirs.sensitivity, rel=1e-2, abs=1e-6)

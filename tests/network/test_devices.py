@@ -16,7 +16,7 @@ from pnc_cli.channels.groups import prunable_groups
 from pnc_cli.channels.localised import localised_features
 from pnc_cli.data import Images
 from pnc_cli.manifest import Kept, ModuleTensor
-from pnc_cli.network.features import source_features, target_features
+from pnc_cli.network.features import glancing, prepared, watching
 from pnc_cli.network.graph import trace
 from pnc_cli.network.head import find_head
 from pnc_cli.network.load import load_network
@@ -61,10 +61,14 @@ def test_features_and_modules_are_where_the_network_is(network):
     with fake_gpu():
         gone = replace(network, model=moved(network.model))
         images = torch.zeros(6, *network.input_size, dtype=torch.uint8)
-        pre, logits, taps = target_features(gone, images, [at.name])
-        _, cuts = source_features(gone, images, [at])
+        x = prepared(gone, images)
+        with watching(gone, [at.name]) as look:
+            seen = look(x)
+        with glancing(gone, [at.name]) as glance:
+            glimpsed = glance(x)
         near = localised_features(gone, images, at, seed=0)
-        found = [pre, logits, taps[at.name], cuts[at.name], near]
+        answers = seen.answers
+        found = [answers.pre, answers.logits, seen.features[at.name], glimpsed[at.name], near]
         assert {t.device.type for t in found} == {GPU}
         there_too = replace(traced, root=gone.model)
         module, _ = module_after(there_too, find_head(traced, network.classifier), at, [2, 0])

@@ -30,7 +30,7 @@ def place(pair):
 
     def adds(share):
         """What a clone with this share of the module adds."""
-        [c] = study.score_shares(at, [share])
+        [c] = study.score_places([at.with_share(share)])
         return Amounts.of(c)
 
     return SimpleNamespace(

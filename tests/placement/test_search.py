@@ -73,7 +73,7 @@ def test_half_of_the_accuracy_that_a_share_loses_is_taken_for_recovered(
     monkeypatch, dense, found, expected
 ):
     monkeypatch.setattr(studying, "price", lambda grid, macs: {1: 0.0, 10: 0.05, 5: 0.02}[macs])
-    study = SimpleNamespace(pairs={Place("a", "b"): dense}, grid=None)
+    study = SimpleNamespace(shares={Place("a", "b"): dense}, grid=None)
     assert Study.recovered(study, found).score == pytest.approx(expected)
 
 
@@ -119,7 +119,12 @@ def test_the_best_guesses_are_refined_until_the_best_is_none():
 
     guesses = [candidate(s, tap=t, share=0.5) for t, s in (("a", 0.7), ("b", 0.69), ("c", 0.6))]
     alike = candidate(0.69, tap="a", share=0.4)
-    study = SimpleNamespace(try_out=try_out, limits=LIMITS)
+    study = SimpleNamespace(
+        try_out=try_out,
+        limits=LIMITS,
+        work_of_trial=lambda c: 0.0,
+        material=SimpleNamespace(plain_macs=1e12),
+    )
     found = searching._tried_out(study, [*guesses, alike], lambda *a: None)
     assert asked == ["a", "b"]  # a's other share goes with a; 0.65 is ahead of the guess of 0.6
     assert [(c.tap, c.share, c.score) for c in found] == [
@@ -132,9 +137,27 @@ def test_the_best_guesses_are_refined_until_the_best_is_none():
     whole = candidate(0.8, tap="w")
     found = searching._tried_out(study, [*guesses, whole], lambda *a: None)
     assert asked == [] and found[0] is whole  # what lost nothing has nothing to regain
-    study.limits = replace(LIMITS, trials=1)
+    study.limits = replace(LIMITS, tried=1)
     found = searching._tried_out(study, guesses, lambda *a: None)
     assert asked == ["a"] and found[0].tap == "a" and found[0].score == 0.5  # no guess before it
+
+
+def test_trials_end_when_their_work_is_spent_but_the_first_is_made():
+    asked = []
+
+    def try_out(c):
+        asked.append(c.tap)
+        return msgspec.structs.replace(c, score=0.1)
+
+    study = SimpleNamespace(
+        try_out=try_out,
+        limits=LIMITS,
+        work_of_trial=lambda c: 1e12,
+        material=SimpleNamespace(plain_macs=1e12),
+    )
+    guesses = [candidate(s, tap=t, share=0.5) for t, s in (("a", 0.7), ("b", 0.69), ("c", 0.6))]
+    found = searching._tried_out(study, guesses, lambda *a: None)
+    assert asked == ["a"] and found[0].tap == "a"  # what is a guess stands behind what was tried
 
 
 def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
@@ -146,7 +169,7 @@ def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
     for key, c in study.trials.items():
         assert key == (c.place, c.most_parameters)
         assert c.macs == study.shares[c.place].macs
-    monkeypatch.setattr(study, "limits", replace(LIMITS, trial=0))
+    monkeypatch.setattr(study, "limits", replace(LIMITS, trial_passes=0))
     study.trials.clear()
     assert search(studied.task, studied.grid, seed=0, budget=budget, study=study)
     assert all(c in study.shares.values() for c in study.trials.values())  # guesses, as they were
@@ -155,10 +178,11 @@ def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
 def test_a_clone_keeps_no_more_parameters_than_the_budget_leaves(studied):
     study = studied.study
     study.score_pairs()
-    [found] = study.score_shares(MAXPOOL, [0.5])
+    [found] = study.score_places([MAXPOOL.with_share(0.5)])
+    material, sample = study.material, study.material.sample(["maxpool"], ["maxpool"])
 
     def count(most):
-        module, _ = localised(study.material, found.place, study.ranking, most)
+        module, _ = localised(material, found.place, study.ranking, sample, most)
         return sum(p.numel() for p in module.parameters())
 
     free = count(found.most_parameters)
@@ -171,7 +195,7 @@ def test_what_a_budget_leaves_for_a_module(studied):
     """By number and by bytes, whichever is less; no limit where there is none of either."""
     study = studied.study
     study.score_pairs()
-    [c] = study.score_shares(MAXPOOL, [0.5])
+    [c] = study.score_places([MAXPOOL.with_share(0.5)])
     beside, inf = study.beside(c.place), float("inf")
     module = c.parameters - beside.parameters
 

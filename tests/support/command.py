@@ -39,6 +39,33 @@ def pnc(*args, cwd, env=(), stdin=b"", preexec=None):
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
+_WATCHED = """
+import os, subprocess, sys
+
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(os.waitstatus_to_exitcode(status), used.ru_maxrss)
+"""
+
+
+def pnc_peak(*args, cwd):
+    """Runs the command and returns its peak memory in bytes.
+
+    The kernel counts the memory of the process that starts another as the other's first, so a small
+    one starts it.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", _WATCHED, *COMMAND, *map(str, args)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    code, kilobytes = map(int, ran.stdout.split())
+    assert code == 0, ran.stderr
+    return kilobytes * 1024
+
+
 def pnc_forked(*args, cwd):
     """The same from ``main()`` on, in a process forked off one that has imported torch already.
 
