@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
-from pnc_cli.branch.make import Evidence, fit_join
-from pnc_cli.branch.material import Material
-from pnc_cli.branch.recipe import make_branch, run_module
-from pnc_cli.branch.refine import EPOCHS
+from pnc_cli.branch.make import Evidence, evidence_of, fit_join
+from pnc_cli.branch.material import Fits, Material
+from pnc_cli.branch.recipe import Branch, make_branch
+from pnc_cli.branch.refine import PASSES
 from pnc_cli.branch.score import score
 from pnc_cli.branch.task import Task
-from pnc_cli.data import spread
+from pnc_cli.data import batches, spread
+from pnc_cli.limits import LIMITS
 from pnc_cli.manifest import Candidate
-from pnc_cli.network.features import target_features
+from pnc_cli.network.features import prepared, watching
 from pnc_cli.placement.grid import Grid
 from pnc_cli.placement.search import search, worth
 from pnc_cli.placement.study import Study
@@ -70,17 +71,34 @@ def main() -> None:
 
 def refined(problem: Problem, task: Task, grid: Grid, c: Candidate) -> tuple[float, float]:
     """Average and branch accuracy on the test images of the clone of ``c``."""
-    test, material = problem.test, Material.of(task, grid, [c.tap], [c.cut])
+    fits = Fits(grid, task, [c.place], LIMITS.clone_rows)
+    material = Material.of(task, grid, fits, [c.tap], [c.cut])
     branch = make_branch(
-        material, c.place, passes=None, seed=problem.seed, most_parameters=c.most_parameters
+        material,
+        c.place,
+        fits.solve()[c.place],
+        material.sample([c.tap], [c.cut]),
+        passes=None,
+        seed=problem.seed,
+        most_parameters=c.most_parameters,
     )
-    pre, z_b = run_module(branch.module, material.tap(c.place), branch.adapter)
-    evidence = Evidence(material.target_pre, pre, material.z_t, z_b)
+    evidence = evidence_of(material, c.place, branch)
     join = fit_join(task, grid, evidence, torch.ones_like(task.held_out))
-    test_pre, test_z, test_taps = target_features(task.target, test.target, [c.tap])
-    pre, z_b = run_module(branch.module, test_taps[c.tap], branch.adapter)
-    s = score(test_z, join(test_pre, pre, test_z, z_b), test.label)
+    test = evidence_on(problem, task, c, branch)
+    s = score(test.z_t, join(*test.tensors), problem.test.label)
     return s.average, s.branch
+
+
+@torch.no_grad()
+def evidence_on(problem: Problem, task: Task, c: Candidate, branch: Branch) -> Evidence:
+    """The evidence of the test images."""
+    images, found = problem.test.target, []
+    with watching(task.target, [c.tap]) as look:
+        for part in batches(len(images), LIMITS.batch):
+            seen = look(prepared(task.target, images[part]))
+            pre, z_b = branch.module(branch.adapter(seen.features[c.tap]))
+            found.append((seen.answers.pre, pre, seen.answers.logits, z_b))
+    return Evidence(*(torch.cat(tensors) for tensors in zip(*found)))
 
 
 def report(
@@ -100,7 +118,7 @@ def report(
         "",
         f"`python -m examples.benchmark.order {name} --seed {seed} --pairs {len(drawn)}`: of {pairs} pairs with all "
         "their channels, evenly drawn by their score; *predicted* on the few images by the search, *measured* on "
-        f"test images after {EPOCHS} passes of refinement.",
+        f"test images after {PASSES} passes of refinement.",
         "",
         f"- Spearman's rank correlation of predicted and measured average: **{by_score:.2f}** over {len(drawn)} pairs.",
         f"- The search's choice, `{chosen.tap}` -> `{chosen.cut}`, share {chosen.share:g}: {ours:.3f}; the best of all measured: {best:.3f}.",

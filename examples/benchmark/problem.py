@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pnc_cli.branch.task import CloneTarget, parse_classes
 from pnc_cli.data import ImageSource, choose, framed_like, load_images, open_images
-from pnc_cli.network.features import target_features
+from pnc_cli.network.features import Answers, answers_of
 from pnc_cli.network.load import Network, load_network
 
 from .pool import Pool
@@ -78,9 +78,9 @@ class Problem:
         return held
 
     @cached_property
-    def few_features(self) -> tuple[Tensor, Tensor]:
+    def few_features(self) -> Answers:
         """The target's pre-logits (N, D) and logits (N, old) of the few images."""
-        return target_features(self.target, self.few.target)[:2]
+        return answers_of(self.target, self.few.target)
 
     @property
     def test_logits(self) -> Tensor:
@@ -139,7 +139,7 @@ class World:
 
     @cached_property
     def test_logits(self) -> Tensor:
-        return target_features(self.target, self.test.target)[1]
+        return answers_of(self.target, self.test.target).logits
 
     def images(self, source: ImageSource, limit: int | None, seed: int) -> Split:
         """At most ``limit`` images of each class, drawn as ``pnc clone --limit`` draws them."""

@@ -95,7 +95,8 @@ def first_rows(problem: Problem, index: Tensor, *, originals: bool = True) -> tu
     (Kumar et al., ICLR 2022: tuning from probed rows distorts features less.)  Without originals
     the new classes are told from each other only.
     """
-    pre, z = (t[index] for t in problem.few_features)
+    seen = problem.few_features
+    pre, z = seen.pre[index], seen.logits[index]
     label = problem.few.label[index]
     if not originals:
         new = label >= problem.old

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pnc_cli.branch.join import GaussianGate, fit_gaussian
-from pnc_cli.network.features import target_features
+from pnc_cli.network.features import Answers, answers_of
 from pnc_cli.network.graph import trace
 
 from ..problem import Problem, Split
@@ -17,7 +17,7 @@ from .base import Made, Method, Settings
 
 def target_alone(problem: Problem, known: Settings | None) -> Made:
     def predict(split: Split) -> Tensor:
-        z = target_features(problem.target, split.target)[1]
+        z = answers_of(problem.target, split.target).logits
         return torch.cat([z, torch.full((len(z), problem.new), -torch.inf)], dim=1)
 
     return Made(
@@ -32,7 +32,7 @@ def source_alone(problem: Problem, known: Settings | None) -> Made:
         out = torch.full((len(split.label), problem.old + problem.new), -torch.inf)
         at = problem.old
         for network, group, x in zip(problem.world.sources, problem.world.classes, split.sources):
-            z = _seen(problem, network, split, x)[1]
+            z = _seen(problem, network, split, x).logits
             columns = [c.source_index for c in group]
             of_group = (split.label >= at) & (split.label < at + len(group))
             known = z.argmax(1, keepdim=True) == torch.tensor(columns)
@@ -69,10 +69,12 @@ def side_by_side(how: str):
         gates = _gates(problem) if how == "calibrated" else []
 
         def predict(split: Split) -> Tensor:
-            pre, z = _seen(problem, problem.target, split, split.target)
+            seen = _seen(problem, problem.target, split, split.target)
+            pre, z = seen.pre, seen.logits
             out = [z.log_softmax(1) if how == "log-softmax" else z]
             for k, (network, group) in enumerate(zip(problem.world.sources, problem.world.classes)):
-                source_pre, z_s = _seen(problem, network, split, split.sources[k])
+                of_source = _seen(problem, network, split, split.sources[k])
+                source_pre, z_s = of_source.pre, of_source.logits
                 columns = [c.source_index for c in group]
                 if how == "log-softmax":
                     out.append(z_s.log_softmax(1)[:, columns])
@@ -89,7 +91,7 @@ def side_by_side(how: str):
         return Made(
             predict,
             run=SideBySide(problem),
-            undo=lambda: _seen(problem, problem.target, problem.test, problem.test.target)[1],
+            undo=lambda: _seen(problem, problem.target, problem.test, problem.test.target).logits,
             added_parameters=sum(n.parameters for n in networks) + extra,
             added_macs=macs + extra,
             bytes_shipped=files + 4 * extra,
@@ -107,21 +109,21 @@ def _gates(problem: Problem) -> list[GaussianGate]:
         label = few.label[use]
         label = torch.where(label < old, label, label - at + old)
         features = torch.cat(
-            [problem.few_features[0], _seen(problem, network, few, few.sources[k])[0]], dim=1
+            [problem.few_features.pre, _seen(problem, network, few, few.sources[k]).pre], dim=1
         )
         gates.append(fit_gaussian(features[use], label, old, len(group)))
         at += len(group)
     return gates
 
 
-def _seen(problem: Problem, network, split: Split, images: Tensor) -> tuple[Tensor, Tensor]:
+def _seen(problem: Problem, network, split: Split, images: Tensor) -> Answers:
     """Pre-logits and logits of ``split``; those of the test images are kept for all seeds."""
     cache = problem.world.features if split is problem.test else problem.cache
     key = ("features", id(network), split is problem.few)
     if split is not problem.test and split is not problem.few:
-        return target_features(network, images)[:2]
+        return answers_of(network, images)
     if key not in cache:
-        cache[key] = target_features(network, images)[:2]
+        cache[key] = answers_of(network, images)
     return cache[key]
 
 

@@ -27,7 +27,8 @@ def linear_probe(problem: Problem, known: Settings | None) -> Made:
     """New rows on the frozen target's pre-logits; they compete with the old logits as they are."""
 
     def make(problem: Problem, index: Tensor, settings: Settings) -> Made:
-        pre, z = (t[index] for t in problem.few_features)
+        seen = problem.few_features
+        pre, z = seen.pre[index], seen.logits[index]
         rows = fit_rows(
             pre, z, problem.few.label[index], problem.old, problem.new, decay=settings["decay"]
         )
