@@ -14,6 +14,7 @@ from support.command import ENVIRONMENT, pnc_forked
 from support.handmade import make_clone, make_target, sha256
 
 import pnc_cli
+import pnc_cli.given
 from pnc_cli.errors import BadInput, Incompatible, PncError, UsageError
 from pnc_cli.manifest import Manifest, Patched, Plan, parse
 
@@ -275,3 +276,20 @@ def test_file_functions_import_no_torch(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_how_long_it_takes_is_said_before_where_that_is_worth_knowing(there, monkeypatch):
+    monkeypatch.setattr(pnc_cli.given, "WORTH_SAYING", 0.0)
+    told = []
+    pnc_cli.search(
+        there / "source.safetensors",
+        there / "target.safetensors",
+        data=there / "train",
+        tap="layer1",
+        cut="layer1",
+        limit_per_class=6,
+        note=told.append,
+        progress=lambda what, done, total: told.append(what),
+    )
+    [said] = [k for k, text in enumerate(told) if text.startswith("a pass of both networks")]
+    assert said < told.index("looking at the images")

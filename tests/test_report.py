@@ -5,7 +5,8 @@ import json
 import pytest
 
 from pnc_cli.errors import BadInput
-from pnc_cli.report import Report, amount, clean, figure, print_error, print_json, table
+from pnc_cli.progress import duration
+from pnc_cli.report import Lines, Report, amount, clean, figure, print_error, print_json, table
 
 
 def test_text_from_files_cannot_steer_a_terminal():
@@ -75,3 +76,27 @@ def test_amounts_are_short(value, text):
 @pytest.mark.parametrize("value, text", [(None, "-"), (0.5, "0.500"), (1, "1.000")])
 def test_shares_have_three_places(value, text):
     assert figure(value) == text
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then():
+    """With what is left; none for what takes a moment."""
+    clock, said = [0.0], []
+    lines = Lines(said.append, now=lambda: clock[0])
+    for done in range(0, 11):
+        lines("judging", done, 10)
+        clock[0] += 4.0
+    lines("quick", 0, 2)
+    lines("quick", 1, 2)
+    lines("quick", 2, 2)
+    assert said == [
+        "judging: 3 of 10, about 28 s left",
+        "judging: 6 of 10, about 16 s left",
+        "judging: 9 of 10, about 4 s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(4.4, "4 s"), (89, "89 s"), (100, "2 min"), (5400, "1.5 h")]
+)
+def test_durations_are_said_as_people_do(seconds, said):
+    assert duration(seconds) == said

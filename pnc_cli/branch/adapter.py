@@ -138,7 +138,7 @@ class Regression:
         """
         if self._origin is None:
             raise ValueError("a regression without rows")
-        xx, xy, yy = (t.double().cpu() for t in (self.xx, self.xy, self.yy))
+        xx, xy, yy = (t.cpu().double() for t in (self.xx, self.xy, self.yy))
         d = len(xx) - 1
         mean = xx[:d, d] / self.rows
         variance = (xx.diagonal()[:d] / self.rows - mean.square()).clamp(min=0).mean()
@@ -148,7 +148,7 @@ class Regression:
         rest = yy - (solution * (2 * xy - xx @ solution)).sum(0)
         spread = yy - xy[d].square() / self.rows
         weight, bias = solution[:d].T, solution[d]
-        x_origin, y_origin = (t.double().cpu() for t in self._origin)
+        x_origin, y_origin = (t.cpu().double() for t in self._origin)
         bias = bias + y_origin - weight @ x_origin
         left = torch.stack([rest.clamp(min=0), spread.clamp(min=0)]) / self.rows
         return weight.float().contiguous(), bias.float().contiguous(), left.float()
