@@ -22,10 +22,8 @@ from ..manifest import Candidate, Place, Plan
 from .grid import Grid
 from .study import Study
 
-COARSER = (
-    0.67,
-    0.5,
-)  # resolutions of a cut's grid, tried where a budget leaves no room for all of it
+# Resolutions of a cut's grid, tried where a budget leaves no room for all of it:
+COARSER = (0.67, 0.5)
 # (share of a module's cost, resolution), tried beside all of a module where there is room for it:
 LESS = ((0.5, 1.0), (1.0, 0.67), (0.25, 1.0), (0.7, 1.0), (1.0, 0.5))
 LEAST = 1 / 8  # share of a pair that has to fit a budget for the pair to be tried
@@ -103,6 +101,8 @@ def search(
     within = [c for c in found if _affordable(c, room)]
     if not within:
         raise _nothing_fits(found or study.score_pairs(), grid, task)
+    if study.compared_on_few:
+        within = _behind_what_is_known_better(within, study)
     within = [_limited(study, c, room) for c in within]
     return _tried_out(study, within, progress) if task.images is not None else _sorted(within)
 
@@ -159,6 +159,14 @@ def _less(study: Study, pairs: Sequence[Place], work: float) -> Iterator[Place]:
         if share < 1.0:
             study.ranking.all_of(p.cut for p in pairs)
         yield from (p for p in places if study.reads(p))
+
+
+def _behind_what_is_known_better(found: list[Candidate], study: Study) -> list[Candidate]:
+    """Candidates with scores that are of few images put behind the best of those that are of all:
+    of many that were compared on few, the best looks better than it is."""
+    known = [c for c in found if c.place in study.shares]
+    ceiling = max((c.score for c in known), default=math.inf) - 1e-6
+    return [c if c.place in study.shares else _below(c, ceiling) for c in found]
 
 
 def _limited(study: Study, c: Candidate, room: Amounts) -> Candidate:

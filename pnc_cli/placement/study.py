@@ -50,6 +50,7 @@ class Study:
         self.ranking = Ranking(material, seed)
         self.judge = Judge(task, material)
         self.pairs: dict[Place, Candidate] = {}  # all of each module, as it is
+        self.compared_on_few = False  # whether those figures are of a few images
         self.shares: dict[Place, Candidate] = {}  # put right in closed form, on all images
         self.trials: dict[tuple[Place, int], Candidate] = {}  # refined, with most_parameters
         self._adapters: dict[Place, Adapter | None] = dict(adapters)  # None: cannot be read
@@ -94,6 +95,7 @@ class Study:
                 branches.append((place, self._known(place), module))
             found = self.judge(branches, index, progress)
             self.pairs = dict(zip(places, found))
+            self.compared_on_few = len(index) < len(self.material.task.ids)
         return list(self.pairs.values())
 
     def _worth_comparing(self) -> tuple[list[Place], Tensor]:

@@ -142,6 +142,17 @@ def test_the_best_guesses_are_refined_until_the_best_is_none():
     assert asked == ["a"] and found[0].tap == "a" and found[0].score == 0.5  # no guess before it
 
 
+def test_what_was_compared_on_few_images_stands_behind_the_best_of_all_images():
+    """The best of many on few looks better than it is."""
+    known, lucky, modest = (candidate(x, tap=t) for x, t in ((0.7, "k"), (0.9, "l"), (0.5, "m")))
+    study = SimpleNamespace(shares={known.place: known})
+    found = searching._behind_what_is_known_better([lucky, known, modest], study)
+    assert max(found, key=lambda c: c.score).tap == "k"
+    assert [c.score for c in found] == [pytest.approx(0.7, abs=1e-5), 0.7, 0.5]
+    alone = searching._behind_what_is_known_better([lucky, modest], SimpleNamespace(shares={}))
+    assert [c.score for c in alone] == [0.9, 0.5]
+
+
 def test_trials_end_when_their_work_is_spent_but_the_first_is_made():
     asked = []
 
