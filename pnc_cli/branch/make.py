@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import timm
 import torch
@@ -38,6 +38,9 @@ from .pair import Pair, Slices
 from .recipe import Branch, is_the_source_itself, make_branch
 from .score import rounded, score, share
 from .task import Task
+
+
+REFINED_ANYHOW = 3  # times as much as is little work, whatever a plain pass takes
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,9 @@ def _branch_of(
     place = candidate.place
     fits = Fits(pair, task, [place], limits.clone_rows)
     ends = ([place.tap], [place.cut]) if fits.needs_features else ([], [])
+    plain = (pair.target_macs + pair.source_macs) * len(task.ids)
+    refining = max(limits.refining, REFINED_ANYHOW * limits.little / plain)
+    limits = replace(limits, refining=refining)
     material = Material.of(task, pair, fits, *ends, limits=limits, progress=progress)
     branch = make_branch(
         material,
