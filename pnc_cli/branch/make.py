@@ -39,7 +39,6 @@ from .recipe import Branch, is_the_source_itself, make_branch
 from .score import rounded, score, share
 from .task import Task
 
-
 REFINED_ANYHOW = 3  # times as much as is little work, whatever a plain pass takes
 
 
