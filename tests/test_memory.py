@@ -10,7 +10,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone"),
 ]
-FEW, MANY = 10, 200  # images a class
+FEW, MANY = 60, 300  # images a class, of five: more than are decoded at a time (256) in either case
 SLACK = 24 << 20  # bytes: features of so many more images, at all positions, are several times that
 
 
