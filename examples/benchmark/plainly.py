@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Subset
 
+from pnc_cli.allocator import keep_freed_memory
+
 CROP = 0.875  # of a drawn image; timm's usual share
 BATCH = 64
 STATISTICS = 16  # images that a random network's running statistics are of
@@ -118,6 +120,7 @@ def _describe(path: str, architecture: str, labels: list[str], args: dict, size:
 def passes(source: str, target: str, data: str, classes: list[str], each: int) -> dict[str, Any]:
     """Time of one forward pass of both networks over ``each`` images of the clone classes and of
     the target's classes that ``data`` has, decoded before."""
+    keep_freed_memory()  # as pnc's commands do: without it the system's time is half of it
     networks = [_open(source), _open(target)]
     configs = [config for _, config, _ in networks]
     chosen = _choose(data, [*networks[1][2], *classes], each)
