@@ -68,7 +68,7 @@ class Lines:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         at = self.now()
-        if what != self.what:
+        if what != self.what or done == 0:  # something else, or the same begins again
             self.what, self.began, self.said = what, at, at
         elif 0 < done < total and at - self.said >= self.EVERY:
             self.said = at
@@ -102,6 +102,8 @@ def _bars() -> Iterator[Progress]:
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
+            elif done == 0:  # the same begins again
+                bars.reset(tasks[what], total=total)
             bars.update(tasks[what], completed=done, total=total, visible=done < total)
 
         yield update

@@ -85,6 +85,9 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
     for done in range(0, 11):
         lines("judging", done, 10)
         clock[0] += 4.0
+    lines("judging", 0, 2)
+    clock[0] += 15.0
+    lines("judging", 1, 2)
     lines("quick", 0, 2)
     lines("quick", 1, 2)
     lines("quick", 2, 2)
@@ -92,6 +95,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
         "judging: 3 of 10, about 28 s left",
         "judging: 6 of 10, about 16 s left",
         "judging: 9 of 10, about 4 s left",
+        "judging: 1 of 2, about 15 s left",  # it began again
     ]
 
 
