@@ -89,7 +89,8 @@ def fold(part: fx.GraphModule, modulation: Mapping[str, Tensor]) -> None:
     if missing := [name for name in pairs if name not in modulation]:
         raise ValueError(f"'{PREFIX}{missing[0]}' is missing")
     for name, value in modulated(part, modulation).items():
-        part.get_parameter(name).data = value
+        owner, _, leaf = name.rpartition(".")
+        setattr(part.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
 
 
 def layers_of(modulation: Iterable[str]) -> list[str]:

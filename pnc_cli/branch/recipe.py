@@ -18,7 +18,7 @@ from ..channels.localised import localised_features
 from ..channels.prune import Ranked, Work, prune, rank_groups, select
 from ..data import Progress, no_progress, spread
 from ..manifest import Place
-from ..network.part import Module
+from ..network.part import Module, sharing
 from ..network.position import INPUT
 from .adapter import Adapter
 from .cost import of_module
@@ -93,7 +93,7 @@ def make_branch(
             together=with_gradients(material, place),
             progress=progress,
         )
-    module = copy.deepcopy(module)
+    module = sharing(module)
     fold(module.part, modulation)
     parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
     parameters += sum(t.numel() for t in modulation.values())

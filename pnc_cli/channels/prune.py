@@ -12,7 +12,6 @@ when half of the group is masked.  Weights are copied, never trained.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from ..data import batches, spread
 from ..manifest import Kept, ModuleTensor
-from ..network.part import Module, resize
+from ..network.part import Module, resize, sharing
 from .contributions import ANSWERS, energies, log_answers, movements
 from .flow import Site
 from .groups import Chosen, Group, kept_indices, prunable_groups, shrink_graph
@@ -258,7 +257,7 @@ def _remove(
     module: Module, slices: Mapping[str, ModuleTensor], chosen: Chosen
 ) -> tuple[Module, dict[str, ModuleTensor]]:
     """:func:`prune`, unchecked."""
-    pruned = copy.deepcopy(module)
+    pruned = sharing(module)
     state = pruned.part.state_dict()
     lengths = {(n, axis): size for n, t in state.items() for axis, size in enumerate(t.shape)}
     cuts: dict[Site, np.ndarray] = {}

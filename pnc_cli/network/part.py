@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +12,8 @@ from ..manifest import Kept, ModuleTensor
 from .graph import Trace, part_after
 from .head import Head, as_vector
 from .position import Position
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Module(nn.Module):
@@ -45,7 +48,7 @@ def module_after(
     A linear classifier keeps the rows of the clone classes only; its order is that of
     ``class_indices``.
     """
-    part = copy.deepcopy(_part(tr, cut, head))
+    part = sharing(_part(tr, cut, head))
     kept: dict[str, ModuleTensor] = {n: ModuleTensor(kept=[]) for n in part.state_dict()}
     columns = list(class_indices)
     if head.weight in kept:
@@ -57,6 +60,13 @@ def module_after(
         columns = list(range(len(class_indices)))
     resize(part, {n: slice_tensor(t, kept[n]) for n, t in part.state_dict().items()})
     return Module(part, columns), kept
+
+
+def sharing(module: M) -> M:
+    """A copy of a frozen ``module`` with modules of its own and the same tensors: one of them may get
+    other tensors in their place (:func:`resize`), none may be changed."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(t): t for t in tensors})
 
 
 def slice_tensor(tensor: Tensor, how: ModuleTensor) -> Tensor:
