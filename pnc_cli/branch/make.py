@@ -134,8 +134,8 @@ def _branch_of(
     place = candidate.place
     fits = Fits(pair, task, [place], limits.clone_rows)
     ends = ([place.tap], [place.cut]) if fits.needs_features else ([], [])
-    plain = (pair.target_macs + pair.source_macs) * len(task.ids)
-    refining = max(limits.refining, REFINED_ANYHOW * limits.little / plain)
+    anyhow = REFINED_ANYHOW * limits.little / pair.plain_macs(len(task.ids))
+    refining = max(limits.refining, anyhow)
     limits = replace(limits, refining=refining)
     material = Material.of(task, pair, fits, *ends, limits=limits, progress=progress)
     branch = make_branch(

@@ -152,10 +152,9 @@ class Material:
         taps, cuts = list(dict.fromkeys(taps)), list(dict.fromkeys(cuts))
         fit, found = ~task.held_out, []
         batch = pair.at_once(taps, cuts, limits)
-        same = pair.head.pre == pair.head.logits  # then the source has no pre-logits of its own
         with (
             watching(task.target, taps) as see_target,
-            watching(task.source, cuts, () if same else None) as see_source,
+            watching(task.source, cuts, pair.pre_logits) as see_source,
         ):
             for index in torch.arange(len(task.ids)).split(batch):
                 progress("looking at the images", int(index[0]), len(task.ids))
@@ -177,8 +176,8 @@ class Material:
 
     @property
     def plain_macs(self) -> int:
-        """MACs of a plain pass: of both networks over all images."""
-        return (self.pair.target_macs + self.pair.source_macs) * len(self.task.ids)
+        """MACs of a plain pass over all images."""
+        return self.pair.plain_macs(len(self.task.ids))
 
     @property
     def device(self) -> torch.device:

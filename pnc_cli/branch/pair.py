@@ -66,6 +66,16 @@ class Pair:
     def source_macs(self) -> int:
         return sum(self.source.macs.values())
 
+    def plain_macs(self, images: int) -> int:
+        """MACs of a plain pass: of both networks over so many images."""
+        return (self.target_macs + self.source_macs) * images
+
+    @property
+    def pre_logits(self) -> Sequence[str] | None:
+        """The source's modules whose input are its pre-logits, as ``watching`` takes them: its
+        classifier's (None), or none where its logits stand for them."""
+        return () if self.head.pre == self.head.logits else None
+
     def tap(self, place: Place) -> Position:
         return self.target.position(place.tap)
 

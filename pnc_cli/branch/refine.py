@@ -99,8 +99,7 @@ def lessons_of(
 
     keep = place.tap != INPUT and 4 * count * pair.tap(place).layout.elements <= limits.lessons
     pre, answers, shown = [], [], []
-    same = pair.head.pre == pair.head.logits
-    with watching(task.source, (), () if same else None) as teach:
+    with watching(task.source, (), pair.pre_logits) as teach:
         for index in torch.arange(count).split(pair.at_once([place.tap], [], limits)):
             progress("lessons for the adapter", int(index[0]), count)
             x = prepared(task.source, task.pixels.views[1][images[index % len(images)]])

@@ -330,7 +330,7 @@ def _worth_fitting(grid: Grid, task: Task, limits: Limits) -> tuple[list[Place],
     order: dict[Place, int] = {}
     for places in by_cut.values():
         order |= {p: rank for rank, p in enumerate(sorted(places, key=apart))}
-    work = limits.work(limits.fitting, (grid.target_macs + grid.source_macs) * len(task.ids))
+    work = limits.work(limits.fitting, grid.plain_macs(len(task.ids)))
     fewest, *more_rows = PAIR_ROWS
     chosen: list[Place] = []
     for rank in range(max(order.values()) + 1):
