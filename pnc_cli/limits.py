@@ -22,7 +22,6 @@ class Limits:
 
     # Images that a search looks at: one half to fit, the other to judge.
     per_class: int = 100  # of a class: figures then have a standard error of about 2 points
-    fewest: int = 16  # of a class, where there are so many: fewer say nothing of a candidate
     originals: int = 40  # classes of originals, at most; evenly drawn
     coarse: int = 60  # that the adapter to a coarser map is fitted to
     few: int = 12  # images of a class that all pairs are compared on, before the best are on all
