@@ -64,14 +64,28 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Images:
-    """N images as uint8 tensors (N, C, H, W), one per view, and their labels."""
+    """N images as uint8 tensors (M, C, H, W), one per view, and their labels.
+
+    The images are the ``rows`` (N,) of the views, or all of them: a part of many images
+    (:meth:`part`) shares their pixels.
+    """
 
     views: list[Tensor]
     labels: list[str]
     skipped: int = 0
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, index: Tensor, view: int = 0) -> Tensor:
+        """(n, C, H, W): the images ``index`` (n,) as one view shows them."""
+        return self.views[view][index if self.rows is None else self.rows[index]]
+
+    def part(self, index: Tensor) -> Images:
+        """The images ``index`` (n,)."""
+        rows = index if self.rows is None else self.rows[index]
+        return Images(self.views, [self.labels[i] for i in index.tolist()], rows=rows)
 
 
 def open_images(source: str) -> ImageSource:

@@ -158,7 +158,7 @@ class Material:
         ):
             for index in torch.arange(len(task.ids)).split(batch):
                 progress("looking at the images", int(index[0]), len(task.ids))
-                for_target, for_source = (v[index] for v in task.pixels.views)
+                for_target, for_source = (task.pixels.at(index, view) for view in (0, 1))
                 target = see_target(prepared(task.target, for_target))
                 source = see_source(prepared(task.source, for_source))
                 if fits is not None and bool(fit[index].any()):
@@ -200,7 +200,7 @@ class Material:
             for part in index.split(self.pair.at_once(taps, cuts, self.limits)):
                 if what:
                     progress(what, seen, len(index))
-                for_target, for_source = (v[part] for v in task.pixels.views)
+                for_target, for_source = (task.pixels.at(part, view) for view in (0, 1))
                 found_taps = at_target(prepared(task.target, for_target)) if taps else {}
                 found_cuts = at_source(prepared(task.source, for_source)) if cuts else {}
                 yield Look(part, found_taps, found_cuts)

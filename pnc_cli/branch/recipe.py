@@ -138,7 +138,7 @@ class Ranking:
         position = material.pair.source.position(cut)
         taught = (material.fit & (task.is_new | (task.ids < 0))).nonzero()[:, 0]  # probes: no class
         most = max(8, limits.sample // (8 * position.layout.elements))
-        images = task.pixels.views[1][taught[spread(len(taught), most)]]
+        images = task.pixels.at(taught[spread(len(taught), most)], 1)
         together = max(2, min(64, limits.running // (4 * material.pair.widest)))
         features = localised_features(task.source, images, position, self.seed, together)
         each = material.pair.source.macs_after(position)

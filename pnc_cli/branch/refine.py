@@ -94,7 +94,7 @@ def lessons_of(
     @torch.no_grad()
     def show(index: Tensor) -> Tensor:
         with glancing(task.target, [place.tap]) as glance:
-            x = prepared(task.target, task.pixels.views[0][images[index % len(images)]])
+            x = prepared(task.target, task.pixels.at(images[index % len(images)]))
             return glance(neighbours.of(index)(x))[place.tap]
 
     keep = place.tap != INPUT and 4 * count * pair.tap(place).layout.elements <= limits.lessons
@@ -102,7 +102,7 @@ def lessons_of(
     with watching(task.source, (), pair.pre_logits) as teach:
         for index in torch.arange(count).split(pair.at_once([place.tap], [], limits)):
             progress("lessons for the adapter", int(index[0]), count)
-            x = prepared(task.source, task.pixels.views[1][images[index % len(images)]])
+            x = prepared(task.source, task.pixels.at(images[index % len(images)], 1))
             said = teach(neighbours.of(index)(x)).answers
             pre.append(said.pre)
             answers.append(said.logits[:, task.columns].log_softmax(1))

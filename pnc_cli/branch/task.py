@@ -214,14 +214,10 @@ def kept(task: Task, keep: Tensor) -> Task:
     number = torch.zeros(task.old + task.new, dtype=torch.long)
     left = [*old, *range(task.old, task.old + task.new)]
     number[left] = torch.arange(len(left))
-    images = Images(
-        [v[keep] for v in task.pixels.views],
-        [n for n, k in zip(task.pixels.labels, keep.tolist()) if k],
-    )
     return replace(
         task,
         originals=[task.originals[i] for i in old],
-        images=images,
+        images=task.pixels.part(keep.nonzero()[:, 0]),
         ids=number[task.ids[keep]],
         held_out=task.held_out[keep],
     )

@@ -84,8 +84,9 @@ class Study:
     def score_pairs(self, progress: Progress = no_progress) -> list[Candidate]:
         """Pairs with all their channels, without modulation; asked again, what was found before.
 
-        All of them on all images where that is little work; else as many as the work allows on a
-        few images, of each cut the taps that explain it best first.
+        All of them on all images where that is little work, else on as many of each class as the
+        work allows; where those are too few, fewer pairs on a few images, of each cut the taps that
+        explain it best first.
         """
         if not self.pairs:
             places, index = self._worth_comparing()
@@ -105,7 +106,9 @@ class Study:
         ordered = self._by_promise()
         if self.work_of(ordered) <= work:
             return ordered, everything
-        index = _few(self.material, self.limits.few)
+        classes = self.material.task.old + self.material.task.new
+        affordable = int(len(everything) / max(classes, 1) * work / self.work_of(ordered))
+        index = _few(self.material, max(self.limits.few, affordable))
         part = len(index) / len(everything)
         chosen: list[Place] = []
         for place in ordered:

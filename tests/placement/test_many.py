@@ -62,8 +62,19 @@ def test_a_task_without_some_of_its_originals_is_the_same_task(given):
     assert torch.equal(part.label_index, task.label_index[keep])
     assert torch.equal(part.is_new, task.is_new[keep])
     assert torch.equal(part.held_out, task.held_out[keep])
-    for view, whole in zip(part.images.views, task.images.views):
-        assert torch.equal(view, whole[keep])
+    everything = torch.arange(len(part.ids))
+    for view, whole in enumerate(task.images.views):
+        assert torch.equal(part.images.at(everything, view), whole[keep])
+    assert part.images.views is task.images.views, "pixels are shared, not copied"
+
+
+def test_parts_of_parts_show_the_same_images(given):
+    task, _ = given
+    few = torch.arange(0, len(task.ids), 3)
+    fewer = torch.tensor([4, 1])
+    part = task.images.part(few).part(fewer)
+    assert torch.equal(part.at(torch.tensor([1, 0])), task.images.at(few[fewer.flip(0)]))
+    assert part.labels == [task.images.labels[i] for i in few[fewer]]
 
 
 def test_a_search_looks_at_some_of_very_many_originals(given):
