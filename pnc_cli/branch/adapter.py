@@ -9,7 +9,7 @@ nearly as good as what distillation reaches from there (examples/benchmark/NOTES
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -138,26 +138,36 @@ class Regression:
         """
         if self._origin is None:
             raise ValueError("a regression without rows")
-        xx, xy, yy = (t.cpu().double() for t in (self.xx, self.xy, self.yy))
+        xx, yy = self.xx.cpu().double(), self.yy.cpu().double()
+        x_origin, y_origin = (t.cpu().double() for t in self._origin)
         d = len(xx) - 1
         mean = xx[:d, d] / self.rows
         variance = (xx.diagonal()[:d] / self.rows - mean.square()).clamp(min=0).mean()
         penalty = torch.full((d + 1,), float(strength * self.rows * variance) + 1e-9).double()
         penalty[d] = 0.0
-        solution = _solve_symmetric(xx + torch.diag(penalty), xy)
-        rest = yy - (solution * (2 * xy - xx @ solution)).sum(0)
-        spread = yy - xy[d].square() / self.rows
-        weight, bias = solution[:d].T, solution[d]
-        x_origin, y_origin = (t.cpu().double() for t in self._origin)
-        bias = bias + y_origin - weight @ x_origin
-        left = torch.stack([rest.clamp(min=0), spread.clamp(min=0)]) / self.rows
-        return weight.float().contiguous(), bias.float().contiguous(), left.float()
+        solve = _solver(xx + torch.diag(penalty))
+        weight, bias, left = [], [], []
+        for part in batches(len(yy), COLUMNS):  # in float64, all of them would be much memory
+            xy = self.xy[:, part].cpu().double()
+            solution = solve(xy)
+            rest = yy[part] - (solution * (2 * xy - xx @ solution)).sum(0)
+            spread = yy[part] - xy[d].square() / self.rows
+            weight.append(solution[:d].T.float())
+            bias.append((solution[d] + y_origin[part] - solution[:d].T @ x_origin).float())
+            left.append(torch.stack([rest.clamp(min=0), spread.clamp(min=0)]).float() / self.rows)
+        return torch.cat(weight), torch.cat(bias), torch.cat(left, 1)
 
 
-def _solve_symmetric(a: Tensor, b: Tensor) -> Tensor:
-    """a^-1 b for a positive definite ``a``; by LU where rounding has left it not quite so."""
+COLUMNS = 512  # of a regression's solution that are solved for together
+
+
+def _solver(a: Tensor) -> Callable[[Tensor], Tensor]:
+    """b -> a^-1 b for a positive definite ``a``; by LU where rounding has left it not quite so."""
     factor, failed = torch.linalg.cholesky_ex(a)
-    return torch.linalg.solve(a, b) if bool(failed) else torch.cholesky_solve(b, factor)
+    if not bool(failed):
+        return lambda b: torch.cholesky_solve(b, factor)
+    lu = torch.linalg.lu_factor(a)
+    return lambda b: torch.linalg.lu_solve(*lu, b)
 
 
 class AdapterFit:

@@ -90,6 +90,7 @@ class Study:
         """
         if not self.pairs:
             places, index = self._worth_comparing()
+            self._adapters = {place: self._known(place) for place in places}  # no other is needed
             branches = []
             for place in places:
                 module, _ = self.grid.part(place.cut, self.task.columns)
@@ -108,7 +109,8 @@ class Study:
             return ordered, everything
         classes = self.material.task.old + self.material.task.new
         affordable = int(len(everything) / max(classes, 1) * work / self.work_of(ordered))
-        index = _few(self.material, max(self.limits.few, affordable))
+        held = self.limits.sample // (len(ordered) * self._answer_bytes * max(classes, 1))
+        index = _few(self.material, max(self.limits.few, min(affordable, held)))
         part = len(index) / len(everything)
         chosen: list[Place] = []
         for place in ordered:
@@ -128,6 +130,11 @@ class Study:
             for rank, place in enumerate(places)
         }
         return sorted(order, key=lambda p: (order[p], p))
+
+    @property
+    def _answer_bytes(self) -> int:
+        """Bytes of a branch's answers for one image."""
+        return 4 * (self.material.source_pre.shape[1] + self.task.new)
 
     def work_of(self, places: Iterable[Place]) -> float:
         """MACs of judging branches of ``places`` together on all images: their modules, the target up
@@ -180,6 +187,7 @@ class Study:
         for place in places:
             module, _ = self.grid.part(place.cut, self.task.columns)
             needed = 4 * place.share * sum(p.numel() for p in module.parameters())
+            needed += self._answer_bytes * len(self.material.task.ids)
             if not groups or needed > room:
                 groups.append([])
                 room = float(self.limits.sample)
