@@ -25,6 +25,8 @@ from .files.patch import eject as eject_clones
 from .files.patch import inject as inject_clones
 from .given import (
     File,
+    check_alone,
+    check_head_only,
     check_name,
     check_plan,
     load_task,
@@ -35,8 +37,10 @@ from .given import (
     say_how_long,
 )
 from .limits import limits_for
-from .manifest import Manifest, Patched, Plan, canonical_json
+from .manifest import Manifest, Patched, canonical_json
+from .plan import HEAD_ONLY_CANDIDATE, Plan
 from .progress import Note, Progress, no_note, no_progress
+from .remarks import remarks
 
 if TYPE_CHECKING:
     from .branch.patched import PatchedModel
@@ -59,6 +63,7 @@ def search(
     max_macs: float | None = None,
     max_params: float | None = None,
     max_bytes: int | None = None,
+    whole: bool = False,
     limit_per_class: int | None = None,
     no_originals: bool = False,
     skip_bad: bool = False,
@@ -75,6 +80,9 @@ def search(
 ) -> Plan:
     """Ranks where in ``target`` to attach which part of ``source``, best first.
 
+    ``candidates[chosen]`` of the plan is what :func:`clone` takes: the cheapest that is as good as
+    the best by one standard error; with ``whole``, a share or limits given, the best.
+
     ``classes`` are the source's to clone, ``"deer=roe deer"`` for one under another label; without
     them those that the target does not know.  ``data`` is a folder or .tar with one sub-folder a
     class (or what else timm's datasets are called); without it the source is judged on generated
@@ -90,6 +98,7 @@ def search(
     """
     from .plot import check_plot, draw_plan
 
+    check_alone("whole", whole, share=share, resolution=resolution)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
     inputs = [source, target]
     if output is not None:
@@ -119,18 +128,11 @@ def search(
         note=note,
     )
     limits = limits_for(memory)
-    less = any(asked is not None for asked in (max_macs, max_params, max_bytes, share))
-    say_how_long(task, limits, note, prunes=less, clones=False)
-    plan = make_plan(
-        task,
-        make_grid(task.source, task.target, names(tap), names(cut)),
-        seed=seed,
-        shares=numbers(share),
-        resolutions=numbers(resolution),
-        budget=Budget(max_macs, max_params, max_bytes),
-        limits=limits,
-        progress=progress,
-    )
+    say_how_long(task, limits, note, prunes=not whole, clones=False)
+    grid = make_grid(task.source, task.target, names(tap), names(cut))
+    how = _how(share, resolution, whole=whole)
+    budget = Budget(max_macs, max_params, max_bytes)
+    plan = make_plan(task, grid, seed=seed, **how, budget=budget, limits=limits, progress=progress)
     with Outputs(force=force, inputs=inputs) as outputs:
         if output is not None:
             outputs.open(output).write(canonical_json(plan))
@@ -154,6 +156,8 @@ def clone(
     max_macs: float | None = None,
     max_params: float | None = None,
     max_bytes: int | None = None,
+    whole: bool = False,
+    head_only: bool = False,
     name: str | None = None,
     epochs: int | None = None,
     limit_per_class: int | None = None,
@@ -175,8 +179,10 @@ def clone(
     ``plan`` is what :func:`search` found, or the file that it is in (``"-"``: standard input);
     without one the search is made here, as its arguments say.  Folders of ``data`` that are clone
     classes teach the clone, those that are original classes keep it in its place.  ``epochs`` are
-    the passes that refine the adapter; ``memory`` the most to use beside networks and images.  The manifest is written beside the clone too; neither is
-    where ``output`` is not given.
+    the passes that refine the adapter; ``memory`` the most to use beside networks and images.
+    With ``head_only`` nothing is copied: the clone classes are told from the target's own
+    pre-logits.  The manifest is written beside the clone too; neither is where ``output`` is not
+    given.
 
     >>> import pnc_cli
     >>> manifest = pnc_cli.clone(
@@ -185,6 +191,10 @@ def clone(
     >>> manifest.cost.macs <= manifest.cost.target_macs
     True
     """
+    asked = {"share": share, "resolution": resolution, "plan": plan}
+    check_alone("whole", whole, **asked)
+    asked |= {"max-macs": max_macs, "max-params": max_params, "max-bytes": max_bytes}
+    check_alone("head-only", head_only, **asked, tap=tap, cut=cut, whole=whole or None)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
     inputs = [source, target]
     if output is not None:
@@ -216,31 +226,42 @@ def clone(
         progress=progress,
         note=note,
     )
-    less = any(asked is not None for asked in (max_macs, max_params, max_bytes, share, plan))
-    say_how_long(task, limits, note, prunes=less, clones=True)
-    if given is not None:
+    say_how_long(task, limits, note, prunes=not (whole or head_only), clones=True)
+    if head_only:
+        check_head_only(task)
+        chosen = HEAD_ONLY_CANDIDATE
+    elif given is not None:
         check_plan(given, "the plan" if isinstance(plan, Plan) else str(plan), task)
         chosen = given.candidates[given.chosen]
-        grid = make_grid(task.source, task.target, [chosen.tap], [chosen.cut])
-    else:
-        grid = make_grid(task.source, task.target, names(tap), names(cut))
+        tap, cut = chosen.ends
+    grid = make_grid(task.source, task.target, names(tap), names(cut))
+    if not head_only and given is None:
+        how = _how(share, resolution, whole=whole)
+        budget = Budget(max_macs, max_params, max_bytes)
         found = make_plan(
-            task,
-            grid,
-            seed=seed,
-            shares=numbers(share),
-            resolutions=numbers(resolution),
-            budget=Budget(max_macs, max_params, max_bytes),
-            limits=limits,
-            progress=progress,
+            task, grid, seed=seed, **how, budget=budget, limits=limits, progress=progress
         )
         chosen = found.candidates[found.chosen]
-    note(f"position: target '{chosen.tap}' -> source '{chosen.cut}', {chosen.kept}")
+        for remark in remarks(found):
+            note(remark)
+    note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
     if output is not None:
         write_clone(output, manifest, tensors, force=force, inputs=inputs)
     return manifest
+
+
+def _how(
+    share: float | Iterable[float] | None,
+    resolution: float | Iterable[float] | None,
+    *,
+    whole: bool,
+) -> dict[str, list[float] | None]:
+    """The shares and resolutions that a search is asked for."""
+    if whole:
+        return {"shares": [1.0], "resolutions": [1.0]}
+    return {"shares": numbers(share), "resolutions": numbers(resolution)}
 
 
 def inject(

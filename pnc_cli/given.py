@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BadInput, Incompatible, UsageError
 from .limits import Limits
-from .manifest import CLONE_NAME, Plan, parse
+from .manifest import CLONE_NAME, parse
+from .plan import Plan
 from .progress import Note, Progress, duration
 
 if TYPE_CHECKING:
@@ -118,6 +119,25 @@ def check_plan(plan: Plan, name: str, task: Task) -> None:
                 f"{network.ref.file_sha256[:16]}…, the plan says {sha256[:16]}…",
                 hint="run pnc search on these two files",
             )
+
+
+def check_alone(flag: str, given: bool, **others: object) -> None:
+    """An option that leaves nothing for ``others`` to say.  Raises ``UsageError``."""
+    for name, value in others.items():
+        if given and value is not None:
+            raise UsageError(
+                f"--{flag} and --{name} do not go together", hint="leave one of them out"
+            )
+
+
+def check_head_only(task: Task) -> None:
+    """Without a copied part the clone classes can only be told from images of the others."""
+    if not task.old:
+        raise UsageError(
+            "--head-only needs images of original classes: without a copied part nothing else "
+            "tells the clone classes from them",
+            hint="add folders of the target's classes to --data, a few images each",
+        )
 
 
 def names(given: str | Iterable[str] | None) -> list[str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from .errors import BadInput
+from .plan import Plan
+from .schema import Kind, Label, Natural, Sha256, Strict
 
 CLONE_SCHEMA: Final = "pnc.clone/1"
 PATCHED_SCHEMA: Final = "pnc.patched/1"
@@ -37,17 +38,9 @@ _FORBIDDEN_ARGS = {
 }
 
 CLONE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
-Kind = Literal["NCHW", "NHWC", "NLC", "NC"]
-Label = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
-class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    pass
-
-
-class Preprocessing(_Strict, frozen=True):
+class Preprocessing(Strict, frozen=True):
     """How an image becomes a network's input; the names are timm's."""
 
     input_size: tuple[int, int, int]  # channels, height, width
@@ -58,7 +51,7 @@ class Preprocessing(_Strict, frozen=True):
     std: list[float]
 
 
-class NetworkRef(_Strict, frozen=True, omit_defaults=True):
+class NetworkRef(Strict, frozen=True, omit_defaults=True):
     """A timm classifier: enough to rebuild it and to recognise its weights."""
 
     architecture: str  # a plain name of timm's registry
@@ -113,14 +106,14 @@ class Features(Layout, frozen=True, kw_only=True):
         return cls(position=position, **{f: getattr(layout, f) for f in Layout.__struct_fields__})
 
 
-class Kept(_Strict, frozen=True):
+class Kept(Strict, frozen=True):
     """The indices of a source tensor's ``axis`` that were copied, in their order."""
 
     axis: Natural
     indices: list[Natural]
 
 
-class ModuleTensor(_Strict, frozen=True):
+class ModuleTensor(Strict, frozen=True):
     """Tensor ``module.<name>`` is the source's ``<name>``, sliced by ``kept`` (all if empty).
 
     In the source's file it is called ``<tensor_prefix><name>``.
@@ -129,14 +122,14 @@ class ModuleTensor(_Strict, frozen=True):
     kept: list[Kept]
 
 
-class CloneClass(_Strict, frozen=True):
+class CloneClass(Strict, frozen=True):
     name: Label  # the label in the patched checkpoint
     source_name: Label
     source_index: Natural  # the class's index in the source
     position: Natural  # the class's place among this clone's logits
 
 
-class Adapter(_Strict, frozen=True):
+class Adapter(Strict, frozen=True):
     """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution.
 
     ``modulation`` names the module's normalisation layers whose channels the adapter scales and
@@ -149,21 +142,21 @@ class Adapter(_Strict, frozen=True):
     modulation: list[str] = msgspec.field(default_factory=list)
 
 
-class Join(_Strict, frozen=True):
+class Join(Strict, frozen=True):
     """Branch features -> logits of the clone classes, comparable with the target's.
 
-    ``gaussian-gate``: old or new is told by Gaussians, one a class, with one shrunk covariance,
-    on the pre-logits of target and branch.  ``one-sided-gate``: the same without images of
-    original classes.  See ``pnc_cli.branch.join``.
+    ``mixture``: by Gaussians, one a class, with one shrunk covariance, on the pre-logits of target
+    and branch, and by what both networks answer.  ``gaussian-gate`` and ``one-sided-gate`` are
+    of clones made before it.  See ``pnc_cli.branch.join``.
     """
 
-    kind: Literal["gaussian-gate", "one-sided-gate"]
+    kind: Literal["mixture", "gaussian-gate", "one-sided-gate"]
     target_features: Natural
     branch_features: Natural
     parameters: Natural
 
 
-class Method(_Strict, frozen=True):
+class Method(Strict, frozen=True):
     """What made the clone: with the same inputs and versions, the same bytes."""
 
     seed: int
@@ -175,7 +168,7 @@ class Method(_Strict, frozen=True):
     recalibrated_with: list[Label] = msgspec.field(default_factory=list)
 
 
-class Measured(_Strict, frozen=True):
+class Measured(Strict, frozen=True):
     """Figures at cloning time, on training images held out from every fit; shares 0 to 1."""
 
     images: Natural
@@ -187,7 +180,7 @@ class Measured(_Strict, frozen=True):
     locality: float | None
 
 
-class Cost(_Strict, frozen=True):
+class Cost(Strict, frozen=True):
     """What the clone adds to the target, per image where that applies."""
 
     parameters: Natural
@@ -197,21 +190,25 @@ class Cost(_Strict, frozen=True):
     bytes: Natural
 
 
-class Manifest(_Strict, frozen=True):
-    """The patch manifest of one clone."""
+class Manifest(Strict, frozen=True):
+    """The patch manifest of one clone.
+
+    One without a copied part has no ``tap``, ``cut``, ``module`` and ``adapter``: its join alone
+    tells the clone classes, from the target's pre-logits.
+    """
 
     schema: Literal["pnc.clone/1"]
     name: Annotated[str, msgspec.Meta(pattern=CLONE_NAME)]
     versions: dict[str, str]
     source: NetworkRef
     target: NetworkRef
-    tap: Features
-    cut: Features
+    tap: Features | None
+    cut: Features | None
     classes: list[CloneClass]
     target_tensors: dict[str, str]  # what the target's tensors must be: dtype, shape, digest
     module: dict[str, ModuleTensor]
     columns: list[Natural]  # of the module's logits, one a clone class
-    adapter: Adapter
+    adapter: Adapter | None
     join: Join
     method: Method
     measured: Measured
@@ -228,86 +225,12 @@ class Manifest(_Strict, frozen=True):
         return msgspec.structs.replace(self, classes=classes)
 
 
-class Patched(_Strict, frozen=True):
+class Patched(Strict, frozen=True):
     """The manifest of a patched checkpoint."""
 
     schema: Literal["pnc.patched/1"]
     target_sha256: Sha256  # the whole target file; its header is in the metadata verbatim
     clones: list[Manifest]
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where a part of the source is attached, and how much of it: what candidates are told apart by."""
-
-    tap: str  # position in the target
-    cut: str  # position in the source
-    share: float = 1.0  # of the module's cost
-    resolution: float = 1.0  # of the cut's grid, along each axis
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing of the module is left out."""
-        return (self.share, self.resolution) == (1.0, 1.0)
-
-    @property
-    def pair(self) -> Place:
-        """The same positions with all of the module, at full resolution."""
-        return Place(self.tap, self.cut)
-
-    @property
-    def dense(self) -> Place:
-        """The same positions and resolution with all of the module's channels."""
-        return replace(self, share=1.0)
-
-    def with_share(self, share: float) -> Place:
-        return replace(self, share=share)
-
-
-class Candidate(_Strict, frozen=True):
-    """One (tap, cut, share, resolution) of a search, with what it gives and what it costs."""
-
-    tap: str
-    cut: str
-    share: float
-    score: float
-    branch_accuracy: float | None
-    joint_accuracy: float | None
-    average_accuracy: float | None
-    locality: float | None
-    fit: float  # share of the variance of the source's pre-logits that survives, on held-out images
-    parameters: Natural
-    macs: Natural
-    bytes: Natural
-    most_parameters: Natural = 0  # that a budget leaves for the copied part; 0: no limit
-    resolution: float = 1.0  # of the cut's grid, along each axis
-
-    @property
-    def place(self) -> Place:
-        return Place(self.tap, self.cut, self.share, self.resolution)
-
-    @property
-    def kept(self) -> str:
-        """How much of the copied part stays, in words."""
-        coarse = f", resolution {self.resolution:g}" if self.resolution < 1 else ""
-        return f"share {self.share:g}{coarse}"
-
-
-class Plan(_Strict, frozen=True):
-    """What ``pnc search`` found; ``pnc clone --plan`` takes the chosen candidate from it."""
-
-    schema: Literal["pnc.plan/1"]
-    source_sha256: Sha256
-    target_sha256: Sha256
-    classes: list[Label]
-    data: Literal["images", "generated"]
-    images: Natural
-    original_images: Natural
-    target_macs: Natural
-    target_parameters: Natural
-    seed: int
-    chosen: Natural  # index into candidates
-    candidates: list[Candidate]
 
 
 def to_plain(document: Any) -> Any:
@@ -361,7 +284,11 @@ def _check(m: Manifest, where: str) -> None:
     if not re.fullmatch(CLONE_NAME, m.name):  # "$" alone lets a newline pass
         raise BadInput(f"{where}: clone name {m.name!r} is not letters, digits, - and _")
     n = len(m.classes)
-    if n == 0 or [c.position for c in m.classes] != list(range(n)) or len(m.columns) != n:
+    parts = [m.tap is not None, m.cut is not None, m.adapter is not None, bool(m.module)]
+    if len(set(parts)) != 1:
+        raise BadInput(f"{where}: clone '{m.name}': tap, cut, adapter and module do not match")
+    columns = n if m.module else 0
+    if n == 0 or [c.position for c in m.classes] != list(range(n)) or len(m.columns) != columns:
         raise BadInput(f"{where}: clone '{m.name}': classes and columns do not match")
     if len(set(m.labels)) != n:
         raise BadInput(f"{where}: clone '{m.name}': a label stands twice")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import UsageError
-from .manifest import Plan
+from .plan import Candidate, Plan
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -31,7 +31,7 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    from .placement.search import frontier, worth
+    from .placement.ranking import frontier, worth
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -48,7 +48,7 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
     )
     for c in best:
         axes.annotate(
-            f"{c.tap} → {c.cut}, {c.kept}",
+            _named(c),
             (c.macs / plan.target_macs, worth(c)),
             xytext=(4, -9),
             textcoords="offset points",
@@ -61,13 +61,17 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
         "*",
         ms=14,
         color="tab:red",
-        label=f"chosen: {chosen.tap} → {chosen.cut}, {chosen.kept}",
+        label=f"chosen: {_named(chosen)}",
     )
     axes.set_xlabel("MACs added, of the target's")
     axes.set_ylabel(_axis(plan))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(file, format=kind.lower().lstrip("."), dpi=150)
+
+
+def _named(c: Candidate) -> str:
+    return c.kept if c.place.is_head_only else f"{c.tap} → {c.cut}, {c.kept}"
 
 
 def _axis(plan: Plan) -> str:

@@ -16,7 +16,8 @@ from support.handmade import make_clone, make_target, sha256
 import pnc_cli
 import pnc_cli.given
 from pnc_cli.errors import BadInput, Incompatible, PncError, UsageError
-from pnc_cli.manifest import Manifest, Patched, Plan, parse
+from pnc_cli.manifest import Manifest, Patched, parse
+from pnc_cli.plan import Plan
 
 FUNCTIONS = [n for n in pnc_cli.__all__ if n != "__version__"]
 IN_A_ROW = ["search", "clone", "inject", "evaluate", "load", "info", "eject"]  # each uses the last
@@ -73,8 +74,10 @@ def patched(there, cloned):
 def test_search_and_clone_return_what_they_write(there, cloned):
     plan, manifest, *_ = cloned
     assert parse((there / "plan.json").read_bytes(), Plan, "plan.json") == plan
-    assert {c.cut for c in plan.candidates} == {"layer2"}
-    assert {c.share for c in plan.candidates} == {0.5}
+    copied = [c for c in plan.candidates if not c.place.is_head_only]
+    assert {c.cut for c in copied} == {"layer2"} and {c.share for c in copied} == {0.5}
+    assert len(plan.candidates) == len(copied) + 1
+    assert not plan.candidates[plan.chosen].place.is_head_only
     assert parse((there / "c.json").read_bytes(), Manifest, "c.json") == manifest
     assert (manifest.name, manifest.labels) == ("py", ["yellow", "purple"])
     assert manifest.tap.position == plan.candidates[plan.chosen].tap

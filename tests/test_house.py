@@ -24,7 +24,7 @@ ROWS = [
     ["report"],  # what is printed: of no use below the commands
     ["api"],
     ["given"],
-    ["evaluation", "plot"],
+    ["evaluation", "plot", "remarks"],
     ["placement"],
     ["branch"],
     ["channels"],
@@ -32,6 +32,8 @@ ROWS = [
     ["data"],
     ["files"],
     ["manifest"],
+    ["plan"],
+    ["schema"],
     ["allocator", "errors", "limits", "progress"],
 ]
 ROW = {room: k for k, row in enumerate(ROWS) for room in row}

@@ -14,12 +14,12 @@ from pnc_cli.manifest import (
     CLONE_SCHEMA,
     Manifest,
     Patched,
-    Plan,
     canonical_json,
     json_schema,
     parse,
     to_plain,
 )
+from pnc_cli.plan import Plan
 
 
 @pytest.fixture

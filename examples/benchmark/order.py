@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
-from pnc_cli.branch.make import Evidence, evidence_of, fit_join
+from pnc_cli.branch.fit_join import Evidence
+from pnc_cli.branch.make import evidence_of, join_of
 from pnc_cli.branch.material import Fits, Material
 from pnc_cli.branch.recipe import Branch, make_branch
 from pnc_cli.branch.refine import PASSES
@@ -22,11 +23,12 @@ from pnc_cli.branch.score import score
 from pnc_cli.branch.task import Task
 from pnc_cli.data import batches, spread
 from pnc_cli.limits import LIMITS
-from pnc_cli.manifest import Candidate
 from pnc_cli.network.features import prepared, watching
 from pnc_cli.placement.grid import Grid
-from pnc_cli.placement.search import search, worth
+from pnc_cli.placement.ranking import worth
+from pnc_cli.placement.search import search
 from pnc_cli.placement.study import Study
+from pnc_cli.plan import Candidate
 
 from .__main__ import DATA, HERE
 from .clock import Clock
@@ -51,11 +53,10 @@ def main() -> None:
     problem.warm()
     clock = Clock()
     study = Study.of(task, grid, args.seed)
-    ranked = search(task, grid, seed=args.seed, study=study)
+    chosen = search(task, grid, seed=args.seed, study=study).best
     searching = clock.passed().cpu
     pairs = sorted(study.score_pairs(), key=lambda c: -c.score)
     drawn = [pairs[i] for i in spread(len(pairs), args.pairs)]
-    chosen = ranked[0]
     rows, refining = [], []
     for candidate in [chosen, *drawn]:
         clock = Clock()
@@ -83,7 +84,7 @@ def refined(problem: Problem, task: Task, grid: Grid, c: Candidate) -> tuple[flo
         most_parameters=c.most_parameters,
     )
     evidence = evidence_of(material, c.place, branch)
-    join = fit_join(task, grid, evidence, torch.ones_like(task.held_out))
+    join = join_of(task, grid, evidence, torch.ones_like(task.held_out))
     test = evidence_on(problem, task, c, branch)
     s = score(test.z_t, join(*test.tensors), problem.test.label)
     return s.average, s.branch

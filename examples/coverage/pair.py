@@ -22,7 +22,7 @@ from pnc_cli.files.digest import file_sha256
 from pnc_cli.files.header import read_header
 from pnc_cli.files.opened import open_checkpoint
 from pnc_cli.files.patch import eject, inject
-from pnc_cli.manifest import Candidate, Manifest
+from pnc_cli.manifest import Manifest
 from pnc_cli.network.graph import trace
 from pnc_cli.network.head import cuts, find_head
 from pnc_cli.network.load import Network, load_network
@@ -32,6 +32,7 @@ from pnc_cli.network.tape import observe
 from pnc_cli.network.tensors import read_tensors
 from pnc_cli.placement.grid import make_grid
 from pnc_cli.placement.probe import probe_images
+from pnc_cli.plan import Candidate
 
 from .structure import middle
 

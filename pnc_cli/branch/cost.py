@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..manifest import Candidate, Place
 from ..network.part import Module
+from ..plan import Candidate, Place
 from .adapter import Adapter
+from .join import Mixture
 from .modulation import identity
 from .pair import Pair
 from .task import Task
@@ -39,10 +40,17 @@ def of_module(pair: Pair, place: Place, columns: list[int], module: Module) -> A
     )
 
 
-def beside_module(adapter: Adapter, module: Module, task: Task, width: int) -> Amounts:
-    """What adapter, modulation and join add; ``width`` is that of both networks' pre-logits, and
+def join_numbers(target: int, branch: int, task: Task) -> int:
+    """Numbers of a join on pre-logits of these widths, for all classes of ``task``; as many MACs."""
+    join = Mixture(target, branch, 0, 1)
+    beside_rows = sum(t.numel() for t in join.state_dict().values()) - (target + branch + 1)
+    return (target + branch + 1) * (task.old + task.new) + beside_rows
+
+
+def beside_module(adapter: Adapter, module: Module, task: Task, widths: tuple[int, int]) -> Amounts:
+    """What adapter, modulation and join add; ``widths`` are those of both networks' pre-logits, and
     ``task`` has all the original classes that the join will tell apart."""
-    join = (width + 1) * (task.old + task.new) if task.old else width
+    join = join_numbers(*widths, task)
     numbers = join + sum(p.numel() for p in adapter.parameters())
     numbers += sum(t.numel() for t in identity(module.part).values())
     return Amounts(adapter.macs + join, numbers, 4 * numbers)

@@ -15,23 +15,16 @@ from ..files.clone_file import RawTensor, raw_sha256
 from ..files.opened import open_checkpoint
 from ..limits import LIMITS, Limits
 from ..manifest import Adapter as AdapterInfo
-from ..manifest import (
-    Candidate,
-    CloneClass,
-    Cost,
-    Features,
-    Manifest,
-    Measured,
-    Method,
-    Place,
-)
+from ..manifest import CloneClass, Cost, Features, Manifest, Measured, Method
 from ..manifest import Join as JoinInfo
 from ..network.head import mean_logit
 from ..network.load import Network
 from ..network.part import slice_tensor
 from ..network.position import Position
 from ..network.tensors import raw_tensor, read_tensors
-from .join import Join, fit_gaussian, fit_one_sided
+from ..plan import Candidate, Place
+from .fit_join import Evidence, Levels, fit_join
+from .join import Join
 from .material import Fits, Material
 from .modulation import PREFIX, layers_of
 from .pair import Pair, Slices
@@ -51,25 +44,6 @@ class Recipe:
     seed: int
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a join is fitted to, of N images: the pre-logits (N, D) and logits (N, C) of the target
-    and of the branch."""
-
-    target_pre: Tensor
-    pre: Tensor
-    z_t: Tensor
-    z_b: Tensor
-
-    def of(self, which: Tensor) -> Evidence:
-        """Of the images that ``which`` (N,) marks."""
-        return Evidence(*(t[which] for t in self.tensors))
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.target_pre, self.pre, self.z_t, self.z_b
-
-
 def make_clone(
     task: Task,
     pair: Pair,
@@ -85,19 +59,22 @@ def make_clone(
     figures are measured on the held-out images, and the join that ships is fitted on all.
     """
     torch.manual_seed(recipe.seed)
-    branch, material = _branch_of(task, pair, candidate, recipe, limits, progress)
-    evidence = evidence_of(material, candidate.place, branch, progress)
-    join = fit_join(task, pair, evidence, ~task.held_out)
+    place = candidate.place
+    branch: Branch | None = None
+    if place.is_head_only:
+        material = Material.of(task, pair, limits=limits, progress=progress)
+        evidence = Evidence.without_branch(material.target_pre, material.z_t, task.new)
+    else:
+        branch, material = _branch_of(task, pair, candidate, recipe, limits, progress)
+        evidence = evidence_of(material, place, branch, progress)
+    join = join_of(task, pair, evidence, ~task.held_out)
     measured = _measure(task, join, evidence, material.z_s)
-    join = fit_join(task, pair, evidence, torch.ones_like(task.held_out))
-    learned = {
-        **branch.adapter.state_dict(),
-        **{PREFIX + n: t for n, t in branch.modulation.items()},
-    }
+    join = join_of(task, pair, evidence, torch.ones_like(task.held_out))
+    learned = {} if branch is None else _learned(branch)
     parts = {
         "adapter": learned,
         "join": join.state_dict(),
-        "module": copied(task.source, branch.kept),
+        "module": {} if branch is None else copied(task.source, branch.kept),
     }
     tensors = {f"{part}.{n}": raw_tensor(t) for part, own in parts.items() for n, t in own.items()}
     manifest = Manifest(
@@ -107,12 +84,12 @@ def make_clone(
         source=task.source.ref,
         target=task.target.ref,
         target_tensors={n: str(d) for n, d in task.target.digests.items()},
-        tap=_features(pair.tap(candidate.place)),
-        cut=_features(pair.cut(candidate.place)),
+        tap=None if branch is None else _features(pair.tap(place)),
+        cut=None if branch is None else _features(pair.cut(place)),
         classes=_classes(task),
-        module=branch.kept,
-        columns=branch.module.classes,
-        adapter=_adapter_info(branch, learned),
+        module={} if branch is None else branch.kept,
+        columns=[] if branch is None else branch.module.classes,
+        adapter=None if branch is None else _adapter_info(branch, learned),
         join=_join_info(join, evidence),
         method=_method(task, candidate, recipe, branch),
         measured=measured,
@@ -120,6 +97,12 @@ def make_clone(
         tensors_sha256=raw_sha256(tensors),
     )
     return manifest, tensors
+
+
+def _learned(branch: Branch) -> dict[str, Tensor]:
+    """The adapter's tensors."""
+    modulation = {PREFIX + n: t for n, t in branch.modulation.items()}
+    return {**branch.adapter.state_dict(), **modulation}
 
 
 def _branch_of(
@@ -163,12 +146,14 @@ def evidence_of(
     return Evidence(material.target_pre, pre, material.z_t, z_b)
 
 
-def fit_join(task: Task, pair: Pair, evidence: Evidence, fit: Tensor) -> Join:
+def levels_of(task: Task, pair: Pair) -> Levels:
+    """What makes the two networks' logits comparable."""
+    return Levels(mean_logit(pair.source, pair.head), task.levels)
+
+
+def join_of(task: Task, pair: Pair, evidence: Evidence, fit: Tensor) -> Join:
     """The join from the images that ``fit`` (N,) marks."""
-    target_pre, pre, z_t, z_b = evidence.of(fit).tensors
-    if task.old:
-        return fit_gaussian(torch.cat([target_pre, pre], dim=1), task.ids[fit], task.old, task.new)
-    return fit_one_sided(pre, z_t, z_b, mean_logit(pair.source, pair.head), task.levels)
+    return fit_join(evidence.of(fit), task.ids[fit], task.old, task.new, levels_of(task, pair))
 
 
 def copied(source: Network, kept: Slices) -> dict[str, Tensor]:
@@ -228,11 +213,11 @@ def _join_info(join: Join, evidence: Evidence) -> JoinInfo:
     )
 
 
-def _method(task: Task, candidate: Candidate, recipe: Recipe, branch: Branch) -> Method:
+def _method(task: Task, candidate: Candidate, recipe: Recipe, branch: Branch | None) -> Method:
     names = [*task.originals, *(c.name for c in task.classes)]
     return Method(
         seed=recipe.seed,
-        epochs=branch.passes,
+        epochs=0 if branch is None else branch.passes,
         share=candidate.share,
         images_per_class={n: int((task.ids == i).sum()) for i, n in enumerate(names)},
         original_images=int((~task.is_new).sum()),
@@ -240,12 +225,16 @@ def _method(task: Task, candidate: Candidate, recipe: Recipe, branch: Branch) ->
 
 
 def _cost(
-    task: Task, pair: Pair, branch: Branch, join: Join, tensors: Mapping[str, RawTensor]
+    task: Task,
+    pair: Pair,
+    branch: Branch | None,
+    join: Join,
+    tensors: Mapping[str, RawTensor],
 ) -> Cost:
     own = _size(join.state_dict())
     return Cost(
-        parameters=branch.parameters + own,
-        macs=branch.macs + own,
+        parameters=own + (0 if branch is None else branch.parameters),
+        macs=own + (0 if branch is None else branch.macs),
         target_parameters=task.target.parameters,
         target_macs=pair.target_macs,
         bytes=sum(len(t.data) for t in tensors.values()),

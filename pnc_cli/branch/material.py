@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..data import Progress, no_progress, spread
 from ..limits import LIMITS, Limits
-from ..manifest import Place
 from ..network.features import Seen, device_of, glancing, prepared, watching
 from ..network.part import Module
 from ..network.position import INPUT
+from ..plan import Place
 from .adapter import Adapter, AdapterFit, Regression, exact_input
 from .pair import Pair
 from .task import Task

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..channels.groups import weight_cells
 from ..limits import Limits
-from ..manifest import ModuleTensor, Place
+from ..manifest import ModuleTensor
 from ..network.graph import Trace
 from ..network.head import Head
 from ..network.part import Module, module_after
 from ..network.position import Outline, Position
 from ..network.shapes import device_of
+from ..plan import Place
 from .adapter import kernel_for, resampled
 
 INSIDE = 6  # layers of a block are as much wider, or as many of its tensors are alive at once

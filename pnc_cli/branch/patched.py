@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from ..files.clone_file import Clone, open_clone, verify_clone
 from ..files.header import read_header
 from ..files.opened import open_checkpoint
 from ..files.patch import check_fit
-from ..manifest import Manifest, Preprocessing
+from ..manifest import Features, Manifest, Preprocessing
 from ..network.graph import trace
 from ..network.head import classifier_names, find_head, target_pre_logits
 from ..network.load import Network, build_architecture, load_network
@@ -33,11 +33,25 @@ class Branch(nn.Module):
 
     def __init__(self, tap: str, adapter: Adapter, module: Module, join: Join) -> None:
         super().__init__()
-        self.tap, self.adapter, self.module, self.join = tap, adapter, module, join
+        self.taps: tuple[str, ...] = (tap,)
+        self.adapter, self.module, self.join = adapter, module, join
 
-    def forward(self, features: Tensor, target_pre: Tensor, z_t: Tensor) -> Tensor:
-        pre, z_b = self.module(self.adapter(features))
+    def forward(self, features: dict[str, Tensor], target_pre: Tensor, z_t: Tensor) -> Tensor:
+        pre, z_b = self.module(self.adapter(features[self.taps[0]]))
         return self.join(target_pre, pre, z_t, z_b)
+
+
+class HeadOnly(nn.Module):
+    """Answers for its clone classes from the target's pre-logits alone: nothing is copied."""
+
+    def __init__(self, join: Join, classes: int) -> None:
+        super().__init__()
+        self.taps: tuple[str, ...] = ()
+        self.join, self.classes = join, classes
+
+    def forward(self, features: dict[str, Tensor], target_pre: Tensor, z_t: Tensor) -> Tensor:
+        nothing = z_t.new_zeros(len(z_t), self.classes)
+        return self.join(target_pre, target_pre[:, :0], z_t, nothing)
 
 
 class PatchedModel(nn.Module):
@@ -48,7 +62,10 @@ class PatchedModel(nn.Module):
     """
 
     def __init__(
-        self, target: Network, branches: dict[str, Branch], manifests: list[Manifest]
+        self,
+        target: Network,
+        branches: Mapping[str, Branch | HeadOnly],
+        manifests: list[Manifest],
     ) -> None:
         super().__init__()
         labels = [*target.ref.label_names, *(label for m in manifests for label in m.labels)]
@@ -66,12 +83,12 @@ class PatchedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.branches:
             return self.target(x)
-        branches = [cast(Branch, b) for b in self.branches.values()]
-        taps = {b.tap for b in branches}
+        branches = [cast(Branch | HeadOnly, b) for b in self.branches.values()]
+        taps = {tap for b in branches for tap in b.taps}
         with recording(self.target, taps, self.classifier) as seen:
             z_t = self.target(x)
         pre = target_pre_logits(seen, self.classifier, z_t)
-        return torch.cat([z_t, *(b(seen[b.tap], pre, z_t) for b in branches)], dim=1)
+        return torch.cat([z_t, *(b(seen, pre, z_t) for b in branches)], dim=1)
 
 
 def load(
@@ -107,7 +124,7 @@ def load(
     return PatchedModel(network, branches, manifests).eval().requires_grad_(False).to(device)
 
 
-def _branch(clone: Clone) -> Branch:
+def _branch(clone: Clone) -> Branch | HeadOnly:
     m: Manifest = clone.manifest
     header = read_header(clone.path)
     entries = {n: header.tensors[clone.prefix + n] for n in clone.tensors}
@@ -120,16 +137,18 @@ def _branch(clone: Clone) -> Branch:
         raise BadInput(
             f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it"
         )
-    module = rebuild_module(build_architecture(m.source), m, part["module"])
-    adapter = Adapter(m.tap, m.cut, m.adapter.kernel)
-    modulation = {
-        n: part["adapter"].pop(PREFIX + n)
-        for n in [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]
-    }
     try:
+        join = from_tensors(m.join.kind, part["join"], len(m.classes))
+        if m.tap is None or m.cut is None or m.adapter is None:
+            return HeadOnly(join, len(m.classes))
+        module = rebuild_module(build_architecture(m.source), m, m.cut, part["module"])
+        adapter = Adapter(m.tap, m.cut, m.adapter.kernel)
+        modulation = {
+            n: part["adapter"].pop(PREFIX + n)
+            for n in [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]
+        }
         adapter.load_state_dict(part["adapter"])
         fold(module.part, modulation)
-        join = from_tensors(m.join.kind, part["join"], len(m.classes))
     except (RuntimeError, KeyError, ValueError) as e:
         raise BadInput(f"{clone.path}: clone '{clone.name}': {e}") from None
     return Branch(m.tap.position, adapter, module, join)
@@ -149,25 +168,27 @@ def answer(model: PatchedModel, images: Images) -> tuple[Tensor, Tensor]:
     return logits, torch.tensor([number[n] for n in images.labels])
 
 
-def rebuild_module(source: nn.Module, manifest: Manifest, tensors: dict[str, Tensor]) -> Module:
-    """The module of a clone file on the untrained architecture ``source``.
+def rebuild_module(
+    source: nn.Module, manifest: Manifest, cut: Features, tensors: dict[str, Tensor]
+) -> Module:
+    """The module of a clone file, cut at ``cut``, on the untrained architecture ``source``.
 
     Raises ``BadInput`` when the tensors are not those the cut architecture needs.
     """
     tr = trace(source, manifest.source.preprocessing.input_size)
     head = find_head(tr, classifier_names(source))
-    part = _part(tr, tr.position(manifest.cut.position), head)
+    part = _part(tr, tr.position(cut.position), head)
     needed = set(part.state_dict())
     if needed != set(tensors):
         odd = min(needed ^ set(tensors))
         raise BadInput(
             f"clone '{manifest.name}': its module does not fit the part of a "
-            f"{manifest.source.architecture} after '{manifest.cut.position}': "
+            f"{manifest.source.architecture} after '{cut.position}': "
             f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}"
         )
     kept = {(n, k.axis): k.indices for n, t in manifest.module.items() for k in t.kept}
     if any(name.rpartition(".")[0] not in classifier_names(source) for name, _ in kept):
-        groups = prunable_groups(part, torch.zeros(2, *manifest.cut.shape))
+        groups = prunable_groups(part, torch.zeros(2, *cut.shape))
         shrink_graph(part, what_stays(groups, kept))
     resize(part, tensors)
     return Module(part, list(manifest.columns))

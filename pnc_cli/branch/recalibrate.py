@@ -28,12 +28,10 @@ from ..files.opened import open_checkpoint
 from ..files.patch import eject, inject
 from ..manifest import Patched
 from ..network.tensors import raw_tensor, read_tensors
-from .join import GaussianGate, Join
 from .patched import Branch, PatchedModel, answer, load, preprocessing_of
 
 PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
 STEPS = 200
-SMALLEST = 0.05  # slope
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def recalibrate(model: PatchedModel, images: Iterable[Images]) -> Recalibrated:
     optimizer.step(closure)
     with torch.no_grad():
         for name, (a, b) in zip(names, theta):
-            _calibrate(joins[name], a, b)
+            joins[name].recalibrate(a, b)
         after = loss(0.0).item()
     return Recalibrated({n: join.state_dict() for n, join in joins.items()}, before, after)
 
@@ -150,14 +148,3 @@ def _with_join(clone: Clone, joins: dict[str, dict[str, Tensor]], folder: Path) 
     path = folder / f"{clone.name}.clone.safetensors"
     write_clone(path, manifest, raw)
     return path
-
-
-def _calibrate(join: Join, slope: Tensor, offset: Tensor) -> None:
-    """Makes g of ``join`` to slope g + offset."""
-    slope = slope.clamp(min=SMALLEST)
-    if isinstance(join, GaussianGate):
-        calibration = join.get_buffer("calibration").mul_(slope)
-        calibration[1] += offset
-    else:
-        join.get_buffer("slope").mul_(slope)
-        join.get_buffer("offset").mul_(slope).add_(offset)

@@ -17,9 +17,9 @@ from ..channels.groups import Group, prunable_groups
 from ..channels.localised import localised_features
 from ..channels.prune import Ranked, Work, prune, rank_groups, select
 from ..data import Progress, no_progress, spread
-from ..manifest import Place
 from ..network.part import Module, sharing
 from ..network.position import INPUT
+from ..plan import Place
 from .adapter import Adapter
 from .cost import of_module
 from .material import Material, Sample

@@ -21,10 +21,10 @@ from torch.func import functional_call
 
 from ..channels.localised import Neighbours
 from ..data import Progress, no_progress, spread
-from ..manifest import Place
 from ..network.features import glancing, prepared, watching
 from ..network.part import Module
 from ..network.position import INPUT
+from ..plan import Place
 from .adapter import Adapter
 from .material import Material
 from .modulation import modulated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ class Scores:
     joint: float | None  # all images, among all classes
     locality: float | None  # original images whose predicted class the patch leaves alone
     soft: float | None  # mean probability of the right class, original and clone images alike
+    each: Tensor  # (N,) of each image: whether it is right, averaged with the right class's probability
+    error: float | None  # standard error of the average accuracy
 
     @property
     def average(self) -> float | None:
@@ -26,7 +29,7 @@ class Scores:
         return (self.original + self.clone) / 2
 
 
-UNKNOWN = Scores(None, None, None, None, None, None)
+UNKNOWN = Scores(None, None, None, None, None, None, torch.zeros(0), None)
 
 
 def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
@@ -47,7 +50,19 @@ def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
         joint=share(right) if bool((~new).any()) else None,
         locality=share((predicted == alone)[~new]),
         soft=soft,
+        each=(right + sure) / 2,
+        error=standard_error(right, new),
     )
+
+
+def standard_error(each: Tensor, new: Tensor) -> float | None:
+    """Of the mean of two means: of what ``each`` (N,) says of images that are ``new`` (N,), and of the
+    others.  Of the differences of two classifiers, image by image, it is that of their difference.
+    None where there are too few images to tell."""
+    sides = [each[new].double(), each[~new].double()]
+    if min(map(len, sides)) < 2:
+        return None
+    return math.sqrt(sum(s.var().item() / len(s) for s in sides)) / 2
 
 
 def share(hits: Tensor) -> float | None:

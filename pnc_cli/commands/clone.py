@@ -36,6 +36,15 @@ def clone(
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
     max_bytes: o.MaxBytes = None,
+    whole: o.Whole = False,
+    head_only: Annotated[
+        bool,
+        typer.Option(
+            "--head-only",
+            help="Copy nothing: tell the clone classes from TGT's own pre-logits. "
+            "Needs images of original classes.",
+        ),
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--name", help="The clone's name. Default: from its classes.")
     ] = None,
@@ -64,8 +73,9 @@ def clone(
 ) -> None:
     """Clone classes of SRC into a patch for TGT.
 
-    Runs the search itself unless --plan is given. Writes the clone and, beside it, its patch
-    manifest (.json). Neither SRC nor TGT is changed.
+    Runs the search itself unless --plan is given, and takes the cheapest part that is as good as
+    the best by one standard error, or the best within the limits given. Writes the clone and,
+    beside it, its patch manifest (.json). Neither SRC nor TGT is changed.
 
     Next: pnc inject TGT clone.safetensors -o patched.safetensors
     """
@@ -91,6 +101,8 @@ def clone(
             max_macs=max_macs,
             max_params=max_params,
             max_bytes=max_bytes,
+            whole=whole,
+            head_only=head_only,
             name=name,
             epochs=epochs,
             limit_per_class=limit_per_class,
@@ -117,7 +129,7 @@ def summary(m: Manifest, path: Path) -> str:
     """What was made, and how well it did on held-out images."""
     d, c = m.measured, m.cost
     measured = table(
-        ["on held-out images", "share"],
+        ["on held-out images", ""],
         [
             ["branch alone, clone classes", figure(d.branch_accuracy)],
             ["whole source, clone classes", figure(d.source_accuracy)],
@@ -129,8 +141,15 @@ def summary(m: Manifest, path: Path) -> str:
     )
     return (
         f"{path}: clone '{m.name}' of {', '.join(m.labels)}\n"
-        f"  {m.target.architecture} '{m.tap.position}' -> adapter -> {m.source.architecture} after '{m.cut.position}'\n"
+        f"  {_parts(m)}\n"
         f"  adds {amount(c.parameters)} parameters ({c.parameters / c.target_parameters:.2f} of the target's), "
         f"{amount(c.macs)} MACs ({c.macs / c.target_macs:.2f}), {amount(c.bytes)} bytes\n"
         f"{measured}"
     )
+
+
+def _parts(m: Manifest) -> str:
+    if m.tap is None or m.cut is None:
+        return f"{m.target.architecture} pre-logits -> join: no copied part"
+    cut = f"{m.source.architecture} after '{m.cut.position}'"
+    return f"{m.target.architecture} '{m.tap.position}' -> adapter -> {cut}"

@@ -88,6 +88,14 @@ MaxParams = Annotated[
 ]
 
 
+Whole = Annotated[
+    bool,
+    typer.Option(
+        "--whole", help="Leave nothing of the copied part out, and take the best whatever it costs."
+    ),
+]
+
+
 def size(text: str) -> int:
     """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``."""
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

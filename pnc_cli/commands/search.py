@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..remarks import head_only_of, remarks
 from ..report import Report, amount, figure, table
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..manifest import Plan
+    from ..plan import Plan
 
 
 def search(
@@ -37,6 +38,7 @@ def search(
     max_macs: o.MaxMacs = None,
     max_params: o.MaxParams = None,
     max_bytes: o.MaxBytes = None,
+    whole: o.Whole = False,
     top: Annotated[int, typer.Option("--top", help="Candidates to print (0: all).", min=0)] = 10,
     limit_per_class: o.Limit = None,
     no_originals: o.NoOriginals = False,
@@ -55,7 +57,8 @@ def search(
     """Rank where in TGT to attach which part of SRC.
 
     With --data each pair of positions is measured on held-out images; without, it is judged by
-    how much of the source survives on generated images.
+    how much of the source survives on generated images. Starred is what pnc clone takes: the
+    cheapest that is as good as the best by one standard error, or the best within the limits given.
 
     Next: pnc clone SRC TGT --plan PLAN --data DATA -o clone.safetensors
     """
@@ -82,6 +85,7 @@ def search(
             max_macs=max_macs,
             max_params=max_params,
             max_bytes=max_bytes,
+            whole=whole,
             limit_per_class=limit_per_class,
             no_originals=no_originals,
             skip_bad=skip_bad,
@@ -109,30 +113,37 @@ def search(
 
 
 def _text(plan: Plan, top: int) -> str:
-    """The candidates as a table, best first."""
+    """The candidates as a table, best first, the chosen one starred, and what is to be said of it."""
     with_data = plan.data == "images"
-    headings = ["tap (target)", "cut (source)", "share", "resolution", "score"]
-    headings += ["branch", "joint", "average", "locality"] if with_data else []
+    headings = ["", "tap (target)", "cut (source)", "share", "resolution", "score"]
+    headings += ["branch", "joint", "average", "+-", "locality"] if with_data else []
     headings += ["fit", "+params", "+MACs", "MACs/target"]
+    shown = plan.candidates[: top or None]
+    always = [plan.candidates[plan.chosen], head_only_of(plan)]  # whatever their rank
+    shown += [c for c in always if c is not None and c not in shown]
     rows = []
-    for c in plan.candidates[: top or None]:
-        figures = (c.branch_accuracy, c.joint_accuracy, c.average_accuracy, c.locality)
+    for c in shown:
+        figures = (c.branch_accuracy, c.joint_accuracy, c.average_accuracy)
+        measured = [*map(figure, figures), figure(c.standard_error), figure(c.locality)]
         rows.append(
             [
+                "*" if c == always[0] else "",
                 c.tap,
                 c.cut,
                 f"{c.share:.2f}",
                 f"{c.resolution:.2f}",
                 f"{c.score:.3f}",
-                *(map(figure, figures) if with_data else ()),
+                *(measured if with_data else ()),
                 f"{c.fit:.2f}",
                 amount(c.parameters),
                 amount(c.macs),
                 f"{c.macs / plan.target_macs:.2f}",
             ]
         )
-    lines = [table(headings, rows, left=2)]
+    lines = [table(headings, rows, left=3)]
     hidden = len(plan.candidates) - len(rows)
     if hidden:
         lines.append(f"… {hidden} more (--top 0 shows all)")
-    return "\n".join(lines)
+    if head_only_of(plan) is not None:
+        lines.append("- -> -: no copied part, the target's pre-logits alone (--head-only)")
+    return "\n".join([*lines, *remarks(plan)])

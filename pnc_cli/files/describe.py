@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from ..manifest import Manifest, Patched, Plan, parse, to_plain
+from ..manifest import Manifest, Patched, parse, to_plain
+from ..plan import Plan
 from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, open_clone, verify_clone
 from .digest import file_sha256
 from .forms import checkpoint_file, name_prefix, own_names
@@ -120,9 +121,11 @@ def _checkpoint(path: Path, header: Header) -> Description:
 
 
 def _lines(m: Manifest) -> str:
+    known = f"  for {m.target.architecture} (tensors {m.target.tensors_sha256[:16]}…): "
+    join = f"join {m.join.kind} {m.join.parameters:,} numbers, {m.cost.bytes:,} bytes in all"
+    if m.tap is None or m.cut is None or m.adapter is None:
+        return f"{known}reads its pre-logits\n  no copied part, {join}"
     return (
-        f"  for {m.target.architecture} (tensors {m.target.tensors_sha256[:16]}…): reads "
-        f"'{m.tap.position}', then {m.source.architecture} after '{m.cut.position}'\n"
-        f"  {len(m.module)} copied tensors, adapter {m.adapter.parameters:,} numbers, join "
-        f"{m.join.kind} {m.join.parameters:,} numbers, {m.cost.bytes:,} bytes in all"
+        f"{known}reads '{m.tap.position}', then {m.source.architecture} after '{m.cut.position}'\n"
+        f"  {len(m.module)} copied tensors, adapter {m.adapter.parameters:,} numbers, {join}"
     )

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from ..branch.pair import Pair
 from ..errors import Incompatible
-from ..manifest import Place
 from ..network.graph import trace
 from ..network.head import cuts, find_head
 from ..network.load import Network
 from ..network.position import CONTAINERS, INPUT, Outline, Position
 from ..network.tape import observe
+from ..plan import Place
 
 NEARLY_ALL = 0.75  # share of a network's MACs: what has more is not one of its blocks
 READABLE = 16  # cells a side of a tap, at most, whose average stands for a vector in the source

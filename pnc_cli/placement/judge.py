@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..branch.adapter import Adapter
-from ..branch.cost import Amounts, beside_module, of_module
-from ..branch.join import fit_one_sided, gate_elsewhere
+from ..branch.cost import Amounts, beside_module, join_numbers, of_module
+from ..branch.discriminant import best_shrinkage
+from ..branch.fit_join import Evidence, Levels, fit_elsewhere
 from ..branch.material import Material
 from ..branch.pair import Pair
 from ..branch.recipe import is_the_source_itself
-from ..branch.score import UNKNOWN, Scores, rounded, score
+from ..branch.score import UNKNOWN, Scores, rounded, score, standard_error
 from ..branch.task import Task
 from ..data import Progress, no_progress
-from ..manifest import Candidate, Place
 from ..network.head import mean_logit
 from ..network.part import Module
+from ..plan import HEAD_ONLY, Candidate, Place
 
 PRICE = 0.005  # accuracy that a candidate must gain to double what an image costs
 
@@ -38,6 +40,38 @@ class Judge:
 
     def __init__(self, whole: Task, material: Material) -> None:
         self.whole, self.material = whole, material
+        self._each: dict[Place, Tensor] = {}  # of the held-out images, where all were looked at
+
+    @cached_property
+    def shrinkage(self) -> float:
+        """Of every candidate's Gaussians: chosen for both whole networks."""
+        material, fit = self.material, self.material.fit
+        features = torch.cat([material.target_pre, material.source_pre], dim=1)[fit]
+        return best_shrinkage(
+            features, material.task.ids[fit], material.task.old, material.task.new
+        )
+
+    @cached_property
+    def levels(self) -> Levels:
+        pair = self.material.pair
+        return Levels(mean_logit(pair.source, pair.head), self.material.task.levels)
+
+    def difference_error(self, a: Place, b: Place) -> float | None:
+        """Standard error of the difference of two candidates' worth, image by image; None where they
+        were not both judged on all images."""
+        if a not in self._each or b not in self._each:
+            return None
+        task = self.material.task
+        return standard_error(self._each[a] - self._each[b], task.is_new[task.judged])
+
+    def head_only(self) -> Candidate:
+        """The candidate without a copied part, of a task with images of original classes."""
+        material, whole = self.material, self.whole
+        nothing = Evidence.without_branch(material.target_pre, material.z_t, material.task.new)
+        known = self._scores(nothing, torch.arange(len(material.task.ids)))
+        self._each[HEAD_ONLY] = known.each
+        join = join_numbers(material.target_pre.shape[1], 0, whole)
+        return _candidate(HEAD_ONLY, known, _worth(known, 0.0), 0.0, Amounts(join, join, 4 * join))
 
     def __call__(
         self,
@@ -77,24 +111,13 @@ class Judge:
         fit = self._explained(pre, index)
         known, worth = UNKNOWN, fit
         if bool(self.material.task.is_new.any()):
-            known = self._scores(pre, z_b, index)
+            shown = self.material.target_pre[index], pre, self.material.z_t[index], z_b
+            known = self._scores(Evidence(*shown), index)
             worth = _worth(known, fit)
+            if len(index) == len(self.material.task.ids):
+                self._each[place] = known.each
         adds = self.adds(*branch)
-        return Candidate(
-            tap=place.tap,
-            cut=place.cut,
-            share=place.share,
-            resolution=place.resolution,
-            score=round(worth - price(self.material.pair, adds.macs), 6),
-            branch_accuracy=rounded(known.branch),
-            joint_accuracy=rounded(known.joint),
-            average_accuracy=rounded(known.average),
-            locality=rounded(known.locality),
-            fit=round(fit, 6),
-            macs=int(adds.macs),
-            parameters=int(adds.parameters),
-            bytes=int(adds.bytes),
-        )
+        return _candidate(place, known, worth - price(self.material.pair, adds.macs), fit, adds)
 
     def adds(self, place: Place, adapter: Adapter, module: Module) -> Amounts:
         """What a clone of ``place`` with ``module`` costs."""
@@ -106,8 +129,8 @@ class Judge:
         """What a clone of ``place`` costs beside its module."""
         material = self.material
         module, _ = material.pair.part(place.cut, material.task.columns)
-        width = material.target_pre.shape[1] + material.source_pre.shape[1]
-        return beside_module(adapter, module, self.whole, width)
+        widths = material.target_pre.shape[1], material.source_pre.shape[1]
+        return beside_module(adapter, module, self.whole, widths)
 
     def _explained(self, pre: Tensor, index: Tensor) -> float:
         """The share of the variance of the source's pre-logits that survives in ``pre`` (n, D)."""
@@ -117,20 +140,34 @@ class Judge:
         spread = (wanted - wanted.mean(0)).square().sum()
         return 1.0 - (rest / spread.clamp(min=1e-12)).item()
 
-    def _scores(self, pre: Tensor, z_b: Tensor, index: Tensor) -> Scores:
-        """Figures of the branch's pre-logits (n, D) and logits (n, K), with a join of its own."""
-        material, task = self.material, self.material.task
-        held, fit = task.judged[index], material.fit[index]
-        target_pre, z_t, ids = material.target_pre[index], material.z_t[index], task.ids[index]
-        if task.old:
-            features = torch.cat([target_pre, pre], dim=1)
-            g = gate_elsewhere(features, ids, fit, held, task.old, task.new)
-            z_new = (g + z_t[held].logsumexp(1))[:, None] + z_b[held].log_softmax(1)
-        else:
-            mean = mean_logit(material.pair.source, material.pair.head)
-            gate = fit_one_sided(pre[fit], z_t[fit], z_b[fit], mean, task.levels)
-            z_new = gate(target_pre[held], pre[held], z_t[held], z_b[held])
-        return score(z_t[held], z_new, task.label_index[index][held])
+    def _scores(self, evidence: Evidence, index: Tensor) -> Scores:
+        """Figures of a branch's ``evidence`` of the images ``index`` (n,), with a join of its own."""
+        task = self.material.task
+        held, fit = task.judged[index], self.material.fit[index]
+        join = fit_elsewhere(
+            evidence, task.ids[index], fit, held, task.old, task.new, self.levels, self.shrinkage
+        )
+        shown = evidence.of(held)
+        return score(shown.z_t, join(*shown.tensors), task.label_index[index][held])
+
+
+def _candidate(place: Place, known: Scores, score: float, fit: float, adds: Amounts) -> Candidate:
+    return Candidate(
+        tap=place.tap,
+        cut=place.cut,
+        share=place.share,
+        resolution=place.resolution,
+        score=round(score, 6),
+        branch_accuracy=rounded(known.branch),
+        joint_accuracy=rounded(known.joint),
+        average_accuracy=rounded(known.average),
+        standard_error=rounded(known.error),
+        locality=rounded(known.locality),
+        fit=round(fit, 6),
+        macs=int(adds.macs),
+        parameters=int(adds.parameters),
+        bytes=int(adds.bytes),
+    )
 
 
 def _worth(scores: Scores, fit: float) -> float:

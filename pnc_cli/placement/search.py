@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import msgspec
 
 from ..branch.cost import Amounts
+from ..branch.score import rounded
 from ..branch.task import Task
 from ..data import Progress, no_progress
 from ..errors import Incompatible
 from ..limits import LIMITS, Limits
-from ..manifest import Candidate, Place, Plan
+from ..plan import Candidate, Place, Plan
+from .choice import Found, take_best, take_cheapest_as_good
 from .grid import Grid
+from .ranking import below, moved, ranked, short_list
 from .study import Study
 
 # Resolutions of a cut's grid, tried where a budget leaves no room for all of it:
@@ -77,14 +80,19 @@ def search(
     study: Study | None = None,
     limits: Limits = LIMITS,
     progress: Progress = no_progress,
-) -> list[Candidate]:
-    """The candidates, best first; those over the budget are left out.
+) -> Found:
+    """The candidates, best first, and which is taken; those over the budget are left out.
 
     All pairs are scored with all their channels; then a short list, the best and those that
     nothing cheaper beats, with the adapter's modulation and each of ``shares`` at each of
     ``resolutions``.  Where neither is asked for and there are images, that is all of the module and
-    some of ``LESS``, or the largest share that the budget leaves room for, as it is and ``COARSER``.  ``study`` is one made of the same task, grid and seed before, which saves its
-    work.  Raises ``Incompatible`` where nothing is within the budget or can be had as asked for.
+    some of ``LESS``, or the largest share that the budget leaves room for, as it is and
+    ``COARSER``.  Where nothing at all is asked for and there are images of original classes, the
+    cheapest that is as good as the best is taken; else the best.  With such images the clone
+    without a copied part stands beside them.
+
+    ``study`` is one made of the same task, grid and seed before, which saves its work.  Raises
+    ``Incompatible`` where nothing is within the budget or can be had as asked for.
     """
     study = study or Study.of(task, grid, seed, progress, limits)
     wish = Wish(tuple(shares or ()), tuple(resolutions or ()))
@@ -104,7 +112,13 @@ def search(
     if study.compared_on_few:
         within = _behind_what_is_known_better(within, study)
     within = [_limited(study, c, room) for c in within]
-    return _tried_out(study, within, progress) if task.images is not None else _sorted(within)
+    if task.images is None:
+        return take_best(study, ranked(within))
+    floor = [study.judge.head_only()] if task.old else []
+    floor = [c for c in floor if _affordable(c, room)]
+    if task.old and budget == UNLIMITED and not wish.is_any:
+        return take_cheapest_as_good(study, [*within, *floor], progress)
+    return take_best(study, ranked([*_tried_out(study, within, progress), *floor]))
 
 
 def _score_listed(
@@ -166,7 +180,7 @@ def _behind_what_is_known_better(found: list[Candidate], study: Study) -> list[C
     of many that were compared on few, the best looks better than it is."""
     known = [c for c in found if c.place in study.shares]
     ceiling = max((c.score for c in known), default=math.inf) - 1e-6
-    return [c if c.place in study.shares else _below(c, ceiling) for c in found]
+    return [c if c.place in study.shares else below(c, ceiling) for c in found]
 
 
 def _limited(study: Study, c: Candidate, room: Amounts) -> Candidate:
@@ -189,72 +203,24 @@ def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list
     is put behind what was tried.
     """
     most = study.limits.tried if len(found) > 1 else 0
-    ranked = _sorted(found)
-    tried: dict[Place, Candidate] = {}  # by place, whatever the share
+    in_order = ranked(found)
+    tried: list[Candidate] = []
     work = study.limits.work(study.limits.trials, study.material.plain_macs)
     for done in range(most):
         progress("refining the best", done, most)
-        best, *others = ranked
-        if _is_settled(best, tried):
+        best, *others = in_order
+        if study.is_settled(best):
             progress("refining the best", most, most)
-            return ranked
+            return in_order
         work -= study.work_of_trial(best)
         if work < 0 and tried:
             break
-        now = tried[best.place.dense] = study.try_out(best)
-        ranked = _sorted([now, *(_moved(c, best, now.score - best.score) for c in others)])
+        now = study.try_out(best)
+        tried.append(now)
+        in_order = ranked([now, *(moved(c, best, now.score - best.score) for c in others)])
     progress("refining the best", most, most)
-    ceiling = max((c.score for c in tried.values()), default=math.inf) - 1e-6
-    return _sorted([c if _is_settled(c, tried) else _below(c, ceiling) for c in ranked])
-
-
-def _is_settled(c: Candidate, tried: dict[Place, Candidate]) -> bool:
-    """Whether the score of ``c`` is no guess: its place was tried, or it has nothing to regain."""
-    return c.place.is_whole or c.place.dense in tried
-
-
-def _moved(c: Candidate, best: Candidate, gain: float) -> Candidate:
-    """``c`` with the ``gain`` of ``best``, where it is another share of the same."""
-    alike = c.place.dense == best.place.dense and not c.place.is_whole
-    return _with_score(c, c.score + gain) if alike else c
-
-
-def _below(c: Candidate, ceiling: float) -> Candidate:
-    return _with_score(c, min(c.score, ceiling))
-
-
-def _with_score(c: Candidate, score: float) -> Candidate:
-    return msgspec.structs.replace(c, score=round(score, 6))
-
-
-def _sorted(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda c: (-c.score, c.macs, c.tap, c.cut))
-
-
-def short_list(candidates: Sequence[Candidate], most: int = LIMITS.short_list) -> list[Candidate]:
-    """The best by score, and of the rest those that nothing as cheap beats, ``most`` in all."""
-    ranked = sorted(candidates, key=lambda c: (-c.score, c.macs))
-    chosen = ranked[: most // 2]
-    for c in ranked[most // 2 :]:
-        if len(chosen) < most and all(c.macs < other.macs for other in chosen):
-            chosen.append(c)
-    return chosen
-
-
-def frontier(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that nothing as cheap (in MACs) is better than, cheapest first."""
-    best: list[Candidate] = []
-    for c in sorted(candidates, key=lambda c: (c.macs, -worth(c))):
-        if not best or worth(c) > worth(best[-1]):
-            best.append(c)
-    return best
-
-
-def worth(c: Candidate) -> float:
-    """What a candidate gives, whatever it costs."""
-    if c.average_accuracy is not None:
-        return c.average_accuracy
-    return c.fit if c.branch_accuracy is None else c.branch_accuracy
+    ceiling = max((c.score for c in tried), default=math.inf) - 1e-6
+    return ranked([c if study.is_settled(c) else below(c, ceiling) for c in in_order])
 
 
 def _affordable(c: Candidate, room: Amounts, share: float = 1.0) -> bool:
@@ -294,7 +260,7 @@ def make_plan(
     progress: Progress = no_progress,
 ) -> Plan:
     """A search with what it was made from."""
-    candidates = search(
+    found = search(
         task,
         grid,
         seed=seed,
@@ -315,6 +281,8 @@ def make_plan(
         target_macs=grid.target_macs,
         target_parameters=task.target.parameters,
         seed=seed,
-        chosen=0,
-        candidates=candidates,
+        chosen=found.chosen,
+        candidates=found.candidates,
+        error=rounded(found.error),
+        floor_error=rounded(found.floor_error),
     )

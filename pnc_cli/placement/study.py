@@ -23,7 +23,7 @@ from ..branch.recipe import Branch, Ranking, is_the_source_itself, localised, ma
 from ..branch.task import Task, subset
 from ..data import Images, Progress, no_progress, spread
 from ..limits import LIMITS, Limits
-from ..manifest import Candidate, Place
+from ..plan import Candidate, Place
 from .grid import Grid
 from .judge import Judge, price
 from .probe import probe_images
@@ -211,6 +211,13 @@ class Study:
             found = self.recovered(found)
             self.trials[key] = msgspec.structs.replace(found, most_parameters=c.most_parameters)
         return self.trials[key]
+
+    def is_settled(self, c: Candidate) -> bool:
+        """Whether the score of ``c`` is no guess: its place was tried, with whatever share, or it has
+        nothing to regain."""
+        if c.place.is_whole or c.place.is_head_only:
+            return True
+        return any(tried.dense == c.place.dense for tried, _ in self.trials)
 
     def recovered(self, found: Candidate) -> Candidate:
         """``found`` with the score that it will have once refined: refining wins back some of what

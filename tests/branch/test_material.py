@@ -12,10 +12,10 @@ from pnc_cli.branch.recipe import is_the_source_itself
 from pnc_cli.branch.task import gather, parse_classes
 from pnc_cli.data import open_images
 from pnc_cli.limits import LIMITS, USUAL_MEMORY
-from pnc_cli.manifest import Place
 from pnc_cli.network.features import answers_of
 from pnc_cli.network.load import load_network
 from pnc_cli.placement.grid import make_grid
+from pnc_cli.plan import Place
 
 TAPS, CUTS = ["maxpool", "layer1"], ["layer1", "layer2"]
 

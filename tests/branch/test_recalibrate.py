@@ -45,7 +45,7 @@ def test_joins_change_and_nothing_else_does(made, two, together):
     apart, both = load_file(two / "apart.safetensors"), load_file(two / "both.safetensors")
     assert list(apart) == list(both)
     changed = {n for n in apart if not torch.equal(apart[n], both[n])}
-    assert changed == {f"pnc.{c['name']}.join.calibration" for c in together["clones"]}
+    assert changed and changed <= {f"pnc.{c['name']}.join.gating" for c in together["clones"]}
 
 
 def test_the_manifest_says_so_and_claims_no_figures_of_the_old_join(together, two):

@@ -150,11 +150,11 @@ def error(made, clone, images):
     """How far a clone's branch is from the source on ``images``: pre-logits and clone answers."""
     target, source = pnc_cli.load(made.target, clones=[clone]), pnc_cli.load(made.source)
     [branch] = target.branches.values()
-    with recording(target.target, [branch.tap]) as taps:
+    with recording(target.target, branch.taps) as taps:
         target.target(images)
     with recording(source.target, ["global_pool"]) as seen:
         logits = source.target(images)[:, 1:]  # the first is of the class that is not cloned
-    pre, z = branch.module(branch.adapter(taps[branch.tap]))
+    pre, z = branch.module(branch.adapter(taps[branch.taps[0]]))
     return gap(pre, z, seen["global_pool"], logits.log_softmax(1))
 
 

@@ -133,8 +133,9 @@ def test_a_network_of_shapes_that_depend_on_its_heads_is_rebuilt_from_the_kept_i
         preprocessing=SimpleNamespace(input_size=SIZE), architecture="test_vit"
     )
     cut = SimpleNamespace(position="input", shape=SIZE)
-    manifest = SimpleNamespace(name="c", source=source, cut=cut, module=kept, columns=[0, 1])
-    again = rebuild_module(make_network("test_vit", 5, seed=9), manifest, pruned.part.state_dict())
+    manifest = SimpleNamespace(name="c", source=source, module=kept, columns=[0, 1])
+    network, tensors = make_network("test_vit", 5, seed=9), pruned.part.state_dict()
+    again = rebuild_module(network, manifest, cut, tensors)
     for found, expected in zip(again(features), pruned(features)):
         assert torch.equal(found, expected)
 

@@ -4,8 +4,8 @@ import pytest
 from support.command import pnc_forked
 
 from pnc_cli.commands.options import size
-from pnc_cli.manifest import Candidate
-from pnc_cli.placement.search import frontier
+from pnc_cli.placement.ranking import frontier
+from pnc_cli.plan import Candidate
 
 
 @pytest.fixture(scope="module")

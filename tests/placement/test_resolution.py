@@ -9,10 +9,11 @@ from pnc_cli import load
 from pnc_cli.branch.adapter import resampled
 from pnc_cli.branch.cost import module_macs
 from pnc_cli.errors import Incompatible
-from pnc_cli.manifest import Layout, Place
+from pnc_cli.manifest import Layout
 from pnc_cli.network.graph import trace
 from pnc_cli.network.load import load_network
 from pnc_cli.placement.grid import make_grid
+from pnc_cli.plan import NOTHING, Place
 
 CLONE = ["--limit-per-class", "6", "--epochs", "1", "--json"]
 
@@ -99,14 +100,16 @@ def test_a_search_tries_resolutions_and_says_which(made, tmp_path):
         "10",
         "--json",
     ]
-    found = pnc_forked(*asked, "--max-macs", "0.3", cwd=tmp_path).json["plan"]
+    found = pnc_forked(*asked, "--cut", "maxpool", "--max-macs", "0.3", cwd=tmp_path).json["plan"]
     tried = {c["resolution"] for c in found["candidates"]}
     assert {1.0, 0.5} <= tried
     assert all(c["macs"] <= 0.3 * found["target_macs"] for c in found["candidates"])
     found = pnc_forked(*asked, "--share", "0.5", cwd=tmp_path).json["plan"]
     assert {c["resolution"] for c in found["candidates"]} == {1.0}
-    found = pnc_forked(*asked, "--share", "0.5", "--resolution", "0.67", cwd=tmp_path).json["plan"]
-    assert {(c["share"], c["resolution"]) for c in found["candidates"]} == {(0.5, 0.67)}
+    coarse = ("--cut", "maxpool", "--share", "0.5", "--resolution", "0.67")
+    found = pnc_forked(*asked, *coarse, cwd=tmp_path).json["plan"]
+    copied = [c for c in found["candidates"] if c["tap"] != NOTHING]
+    assert {(c["share"], c["resolution"]) for c in copied} == {(0.5, 0.67)}
 
 
 def test_tokens_are_refused(made, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support.plans import make_plan
 
 from pnc_cli.limits import LIMITS
-from pnc_cli.placement.search import short_list
+from pnc_cli.placement.ranking import short_list
 
 SHORT_LIST = LIMITS.short_list
 BEST = SHORT_LIST // 2  # of it by score alone

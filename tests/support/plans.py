@@ -2,7 +2,7 @@
 
 import msgspec
 
-from pnc_cli.manifest import Candidate, Plan
+from pnc_cli.plan import Candidate, Plan
 
 
 def make_plan(**changes):
@@ -35,3 +35,39 @@ def make_plan(**changes):
         candidates=[candidate],
     )
     return msgspec.structs.replace(plan, **changes)
+
+
+def plan_of(*candidates, chosen, target_macs, error=None, floor_error=None):
+    """A plan of candidates (tap, cut, share, average, MACs), the score of each its average."""
+    return Plan(
+        schema="pnc.plan/1",
+        source_sha256="0" * 64,
+        target_sha256="1" * 64,
+        classes=["x"],
+        data="images",
+        images=10,
+        original_images=10,
+        target_macs=target_macs,
+        target_parameters=100,
+        seed=0,
+        chosen=chosen,
+        error=error,
+        floor_error=floor_error,
+        candidates=[
+            Candidate(
+                tap=tap,
+                cut=cut,
+                share=share,
+                score=average,
+                branch_accuracy=average,
+                joint_accuracy=average,
+                average_accuracy=average,
+                locality=1.0,
+                fit=1.0,
+                parameters=macs,
+                macs=macs,
+                bytes=4 * macs,
+            )
+            for tap, cut, share, average, macs in candidates
+        ],
+    )

@@ -19,10 +19,11 @@ from pnc_cli.branch.task import Task, default_name, gather
 from pnc_cli.errors import Incompatible
 from pnc_cli.files.clone_file import write_clone
 from pnc_cli.files.patch import eject, inject
-from pnc_cli.manifest import Candidate, Manifest
+from pnc_cli.manifest import Manifest
 from pnc_cli.placement.grid import Grid, make_grid
 from pnc_cli.placement.search import Budget, search
 from pnc_cli.placement.study import Study
+from pnc_cli.plan import Candidate
 
 from ..clock import Clock, Spent
 from ..problem import Problem
@@ -121,7 +122,7 @@ def _budget(variant: Variant, task: Task, grid: Grid) -> Budget:
 
 def _search(problem: Problem, task: Task, grid: Grid, study: Study, budget: Budget) -> Candidate:
     try:
-        return search(task, grid, seed=problem.seed, budget=budget, study=study)[0]
+        return search(task, grid, seed=problem.seed, budget=budget, study=study).best
     except Incompatible as e:  # nothing is as cheap as that
         raise Skipped(str(e)) from None
 

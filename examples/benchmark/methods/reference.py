@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pnc_cli.branch.join import GaussianGate, fit_gaussian
+from pnc_cli.branch.fit_join import Evidence, Levels, fit_join
+from pnc_cli.branch.join import Join
 from pnc_cli.network.features import Answers, answers_of
 from pnc_cli.network.graph import trace
+from pnc_cli.network.head import find_head, mean_logit
 
 from ..problem import Problem, Split
 from .base import Made, Method, Settings
@@ -62,11 +64,11 @@ class SideBySide(nn.Module):
 
 
 def side_by_side(how: str):
-    """All networks whole: logits "raw" or as "log-softmax", or the source's "calibrated" by the
-    gate that pnc uses, on the pre-logits of both, learned from the few images."""
+    """All networks whole: logits "raw" or as "log-softmax", or "calibrated" by the join that pnc
+    uses, learned from the few images."""
 
     def make(problem: Problem, known: Settings | None) -> Made:
-        gates = _gates(problem) if how == "calibrated" else []
+        joins = _joins(problem) if how == "calibrated" else []
 
         def predict(split: Split) -> Tensor:
             seen = _seen(problem, problem.target, split, split.target)
@@ -79,14 +81,14 @@ def side_by_side(how: str):
                 if how == "log-softmax":
                     out.append(z_s.log_softmax(1)[:, columns])
                 elif how == "calibrated":
-                    out.append(gates[k](pre, source_pre, z, z_s[:, columns]))
+                    out.append(joins[k](pre, source_pre, z, z_s[:, columns]))
                 else:
                     out.append(z_s[:, columns])
             return torch.cat(out, dim=1)
 
         networks = problem.world.sources
         files = sum(Path(s.checkpoint).stat().st_size for s in problem.scenario.sources)
-        extra = sum(t.numel() for g in gates for t in g.state_dict().values())
+        extra = sum(t.numel() for j in joins for t in j.state_dict().values())
         macs = sum(sum(trace(n.model, n.input_size).macs.values()) for n in networks)
         return Made(
             predict,
@@ -100,20 +102,24 @@ def side_by_side(how: str):
     return make
 
 
-def _gates(problem: Problem) -> list[GaussianGate]:
-    """One gate a source: its clone classes against the target's."""
-    few, old = problem.few, problem.old
-    gates, at = [], old
+def _joins(problem: Problem) -> list[Join]:
+    """One join a source: its clone classes against the target's."""
+    few, old, seen = problem.few, problem.old, problem.few_features
+    joins: list[Join] = []
+    at = old
     for k, (network, group) in enumerate(zip(problem.world.sources, problem.world.classes)):
         use = (few.label < old) | ((few.label >= at) & (few.label < at + len(group)))
         label = few.label[use]
         label = torch.where(label < old, label, label - at + old)
-        features = torch.cat(
-            [problem.few_features.pre, _seen(problem, network, few, few.sources[k]).pre], dim=1
-        )
-        gates.append(fit_gaussian(features[use], label, old, len(group)))
+        of_source = _seen(problem, network, few, few.sources[k])
+        z_s = of_source.logits[:, [c.source_index for c in group]]
+        evidence = Evidence(seen.pre, of_source.pre, seen.logits, z_s).of(use)
+        traced = trace(network.model, network.input_size)
+        mean = mean_logit(traced, find_head(traced, network.classifier))
+        levels = Levels(mean, (problem.target.ref.num_classes, network.ref.num_classes))
+        joins.append(fit_join(evidence, label, old, len(group), levels))
         at += len(group)
-    return gates
+    return joins
 
 
 def _seen(problem: Problem, network, split: Split, images: Tensor) -> Answers:

@@ -1,0 +1,126 @@
+"""A plan: what a search found, candidate by candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from .schema import Label, Natural, Sha256, Strict
+
+NOTHING: Final = "-"  # tap and cut of a clone without a copied part
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a part of the source is attached, and how much of it: what candidates are told apart by."""
+
+    tap: str  # position in the target
+    cut: str  # position in the source
+    share: float = 1.0  # of the module's cost
+    resolution: float = 1.0  # of the cut's grid, along each axis
+
+    @property
+    def is_head_only(self) -> bool:
+        """Whether nothing of the source is copied."""
+        return self.cut == NOTHING
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the module is left out."""
+        return (self.share, self.resolution) == (1.0, 1.0)
+
+    @property
+    def pair(self) -> Place:
+        """The same positions with all of the module, at full resolution."""
+        return Place(self.tap, self.cut)
+
+    @property
+    def dense(self) -> Place:
+        """The same positions and resolution with all of the module's channels."""
+        return replace(self, share=1.0)
+
+    def with_share(self, share: float) -> Place:
+        return replace(self, share=share)
+
+
+HEAD_ONLY: Final = Place(NOTHING, NOTHING, share=0.0)
+
+
+class Candidate(Strict, frozen=True):
+    """One (tap, cut, share, resolution) of a search, with what it gives and what it costs."""
+
+    tap: str
+    cut: str
+    share: float
+    score: float
+    branch_accuracy: float | None
+    joint_accuracy: float | None
+    average_accuracy: float | None
+    locality: float | None
+    fit: float  # share of the variance of the source's pre-logits that survives, on held-out images
+    parameters: Natural
+    macs: Natural
+    bytes: Natural
+    most_parameters: Natural = 0  # that a budget leaves for the copied part; 0: no limit
+    resolution: float = 1.0  # of the cut's grid, along each axis
+    standard_error: float | None = None  # of the average accuracy
+
+    @property
+    def place(self) -> Place:
+        return Place(self.tap, self.cut, self.share, self.resolution)
+
+    @property
+    def ends(self) -> tuple[list[str], list[str]]:
+        """The taps and the cuts that a grid of it has; none of either is all of them."""
+        return ([], []) if self.place.is_head_only else ([self.tap], [self.cut])
+
+    @property
+    def place_in_words(self) -> str:
+        if self.place.is_head_only:
+            return "the target's pre-logits, no copied part"
+        return f"target '{self.tap}' -> source '{self.cut}', {self.kept}"
+
+    @property
+    def kept(self) -> str:
+        """How much of the copied part stays, in words."""
+        if self.place.is_head_only:
+            return "no copied part"
+        coarse = f", resolution {self.resolution:g}" if self.resolution < 1 else ""
+        return f"share {self.share:g}{coarse}"
+
+
+HEAD_ONLY_CANDIDATE: Final = Candidate(
+    tap=NOTHING,
+    cut=NOTHING,
+    share=0.0,
+    score=0.0,
+    branch_accuracy=None,
+    joint_accuracy=None,
+    average_accuracy=None,
+    locality=None,
+    fit=0.0,
+    parameters=0,
+    macs=0,
+    bytes=0,
+)  # before anything was measured
+
+
+class Plan(Strict, frozen=True):
+    """What ``pnc search`` found; ``pnc clone --plan`` takes the chosen candidate from it."""
+
+    schema: Literal["pnc.plan/1"]
+    source_sha256: Sha256
+    target_sha256: Sha256
+    classes: list[Label]
+    data: Literal["images", "generated"]
+    images: Natural
+    original_images: Natural
+    target_macs: Natural
+    target_parameters: Natural
+    seed: int
+    chosen: Natural  # index into candidates
+    candidates: list[Candidate]
+    # standard errors of what the chosen one gives: of what it falls short of the best (None: it is
+    # the best), and of what it gains over the clone without a copied part (None: not known)
+    error: float | None = None
+    floor_error: float | None = None
