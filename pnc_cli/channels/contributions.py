@@ -15,6 +15,7 @@ each standing at m of the C.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
@@ -33,32 +34,42 @@ ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
 
 def energies(
     module: Module, features: Tensor, groups: list[Group], together: int = 64
-) -> list[np.ndarray]:
-    """G of each group's channels, (n, n): the sum over its readers, each as a share of its all."""
-    grams = _grams(module, features, _readers(groups), together)
-    totals = {r: max(g.sum().item(), 1e-12) for r, g in grams.items()}
-    of_groups = []
+) -> Iterator[np.ndarray]:
+    """G of each group's channels, (n, n): the sum over its readers, each as a share of its all.
+
+    One at a time, and what was summed up for it is dropped then: together they are large.
+    """
+    moments = _moments(module, features, _readers(groups), together)
+    left = Counter(r for g in groups for r in g.readers)
     for g in groups:
-        shares = (_within(grams[r], g.sites[r, 1]) / totals[r] for r in g.readers)
-        of_groups.append(sum(shares, start=np.zeros((g.size, g.size))))
-    return of_groups
+        total = np.zeros((g.size, g.size))
+        for r in g.readers:
+            left[r] -= 1
+            moment = moments[r] if left[r] else moments.pop(r)
+            gram = _gram(layer_of(module.part, r).weight, moment)
+            total += _within(gram, g.sites[r, 1]) / max(gram.sum().item(), 1e-12)
+        yield total
 
 
 def movements(
     module: Module, features: Tensor, groups: list[Group], together: int = 32
-) -> list[np.ndarray]:
-    """F = E[sum_y p(y) t(y) t(y)'] of each group's channels, (n, n)."""
+) -> Iterator[np.ndarray]:
+    """F = E[sum_y p(y) t(y) t(y)'] of each group's channels, (n, n), one at a time."""
     readers = _readers(groups)
-    moved = [torch.zeros(g.size, g.size, dtype=torch.float64) for g in groups]
+    moved: list[list[Tensor]] = [[] for _ in groups]  # t of each batch and class, (B, n)
     generator = torch.Generator().manual_seed(0)
     for part in batches(len(features), together):
         answers, inputs = _watched(module, readers, features[part])  # log p (B, K)
         for y, weight in _classes(answers.detach(), generator):  # (B,), (B, 1)
             given = _contributions(module.part, answers, y, inputs)
-            for total, g in zip(moved, groups):
-                t = _of_group(given, g) * weight  # (B, n)
-                total += (t.T @ t).cpu().double()  # some devices have no float64
-    return [(total / len(features)).numpy() for total in moved]
+            for rows, g in zip(moved, groups):
+                rows.append(_of_group(given, g) * weight)
+    for k, g in enumerate(groups):
+        rows, moved[k] = moved[k], []
+        total = torch.zeros(g.size, g.size, dtype=torch.float64)
+        for t in rows:
+            total += (t.T @ t).cpu().double()  # some devices have no float64
+        yield (total / len(features)).numpy()
 
 
 def log_answers(logits: Tensor) -> Tensor:
@@ -135,10 +146,10 @@ def _of_group(given: dict[str, Tensor], group: Group) -> Tensor:
 
 
 @torch.no_grad()
-def _grams(
+def _moments(
     module: Module, features: Tensor, readers: list[str], together: int = 64
 ) -> dict[str, Tensor]:
-    """G = (W'W) * E[a a'] of each reader, (C, C) in float64."""
+    """E[a a'] of each reader's inputs, (C, C)."""
     moments: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
     axes = {r: channel_axis(layer_of(module.part, r)) for r in readers}
@@ -147,17 +158,19 @@ def _grams(
     def add(reader: str, a: Tensor) -> None:
         a = a.movedim(axes[reader], -1).flatten(0, -2)  # (pixels or tokens, C)
         a = a[:: max(1, len(a) // per_batch)]
-        moments[reader] = moments.get(reader, 0) + (a.T @ a).cpu().double()
+        moments[reader] = moments.get(reader, 0) + (a.T @ a).cpu()
         rows[reader] = rows.get(reader, 0) + len(a)
 
     with watching(module.part, [(r, partial(add, r)) for r in readers]):
         for part in batches(len(features), together):
             module(features[part].clone())
-    grams = {}
-    for r in readers:
-        w = layer_of(module.part, r).weight.cpu().double().transpose(0, 1).flatten(1)  # (C, O k k)
-        grams[r] = (w @ w.T) * moments[r] / rows[r]
-    return grams
+    return {r: moments[r] / rows[r] for r in readers}
+
+
+def _gram(weight: Tensor, moment: Tensor) -> Tensor:
+    """G = (W'W) * E[a a'] of a layer's ``weight``, (C, C) in float64."""
+    w = weight.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, O k k)
+    return (w @ w.T) * moment.double()
 
 
 def _within(gram: Tensor, indices: np.ndarray) -> np.ndarray:

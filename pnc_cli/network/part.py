@@ -58,7 +58,8 @@ def module_after(
         if bias in kept:
             kept[bias] = rows
         columns = list(range(len(class_indices)))
-    resize(part, {n: slice_tensor(t, kept[n]) for n, t in part.state_dict().items()})
+    sliced = {n: t for n, t in part.state_dict().items() if kept[n].kept}
+    resize(part, {n: slice_tensor(t, kept[n]) for n, t in sliced.items()})
     return Module(part, columns), kept
 
 

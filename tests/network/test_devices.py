@@ -85,7 +85,7 @@ def test_channels_are_weighed_where_the_module_is(network):
     with fake_gpu():
         gone, features = moved(module), there(torch.zeros(6, *at.layout.shape))
         readers = sorted({r for g in groups for r in g.readers})
-        grams = contributions._grams(gone, features, readers)
+        grams = contributions._moments(gone, features, readers)
         assert {(g.device.type, g.dtype) for g in grams.values()} == {("cpu", torch.float64)}
         answers, inputs = contributions._watched(gone, readers, features)
         assert answers.device.type == GPU  # back from there needs a real one
