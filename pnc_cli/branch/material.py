@@ -215,12 +215,15 @@ class Material:
         most = max(2, min(most, self.pair.runs_together(self.limits)))
         fitted = self.fit.nonzero()[:, 0]
         index = fitted[spread(len(fitted), most)]
-        looks = list(self.look(index, taps, cuts))
-        return Sample(
-            index,
-            {t: torch.cat([k.taps[t] for k in looks]) for t in taps},
-            {c: torch.cat([k.cuts[c] for k in looks]) for c in cuts},
-        )
+        kept: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+        seen = 0
+        for look in self.look(index, taps, cuts):
+            for store, features in zip(kept, (look.taps, look.cuts)):
+                for name, f in features.items():
+                    room = store.setdefault(name, f.new_empty(len(index), *f.shape[1:]))
+                    room[seen : seen + len(f)] = f
+            seen += len(look.index)
+        return Sample(index, *kept)
 
     def answers(
         self,

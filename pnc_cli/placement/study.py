@@ -332,7 +332,7 @@ class Study:
 
 
 PAIR_ROWS = (8_000, 16_000, 32_000)  # of a pair's regression, as many as the work allows
-KEPT = 2  # pairs whose sample stays: the versions of a pair come one after the other
+KEPT = 1  # pairs whose sample stays: the versions of a pair come one after the other
 
 
 def _worth_fitting(grid: Grid, task: Task, limits: Limits) -> tuple[list[Place], int]:

@@ -86,7 +86,7 @@ def test_channels_are_weighed_where_the_module_is(network):
         gone, features = moved(module), there(torch.zeros(6, *at.layout.shape))
         readers = sorted({r for g in groups for r in g.readers})
         grams = contributions._moments(gone, features, readers)
-        assert {(g.device.type, g.dtype) for g in grams.values()} == {("cpu", torch.float64)}
+        assert {g.device.type for g in grams.values()} == {"cpu"}
         answers, inputs = contributions._watched(gone, readers, features)
         assert answers.device.type == GPU  # back from there needs a real one
         given = {r: inputs[r][0].flatten(1)[:, : g.shape[0]] for r, g in grams.items()}
