@@ -21,3 +21,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, MOST))
+
+
+def give_back_freed_memory() -> None:
+    """Gives freed memory back to the system, between two pieces of work that need it in other sizes:
+    what is kept of the first lies in between, and the second could not use much of the rest."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # another C library
+        return

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..allocator import give_back_freed_memory
 from ..data import Progress, no_progress
 from ..files.clone_file import RawTensor, raw_sha256
 from ..files.opened import open_checkpoint
@@ -121,6 +122,7 @@ def _branch_of(
     refining = max(limits.refining, anyhow)
     limits = replace(limits, refining=refining)
     material = Material.of(task, pair, fits, *ends, limits=limits, progress=progress)
+    give_back_freed_memory()
     branch = make_branch(
         material,
         place,

@@ -16,6 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from ..allocator import give_back_freed_memory
 from ..branch.adapter import Adapter, resampled
 from ..branch.cost import Amounts
 from ..branch.material import Fits, Material, Sample, Size, alike
@@ -77,6 +78,7 @@ class Study:
         taps, cuts = [p.tap for p in places], [p.cut for p in places]
         material = Material.of(looked_at, grid, fits, taps, cuts, limits=limits, progress=progress)
         adapters = fits.solve()
+        give_back_freed_memory()
         return cls(task, grid, material, adapters, fits.explained, seed)
 
     # all pairs ------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ class Study:
                 module, _ = self.grid.part(place.cut, self.task.columns)
                 branches.append((place, self._known(place), module))
             found = self.judge(branches, index, progress)
+            give_back_freed_memory()
             self.pairs = dict(zip(places, found))
             self.compared_on_few = len(index) < len(self.material.task.ids)
         return list(self.pairs.values())
@@ -178,6 +181,7 @@ class Study:
                 [(p, b.adapter, b.module) for p, b in zip(group, branches)], progress=progress
             )
             self.shares |= dict(zip(group, found))
+            give_back_freed_memory()
         return [self.recovered(self.shares[p]) for p in places]
 
     def _that_fit_together(self, places: Sequence[Place]) -> list[list[Place]]:
@@ -287,6 +291,7 @@ class Study:
         if pair not in self._samples:
             while len(self._samples) >= KEPT:
                 del self._samples[next(iter(self._samples))]
+                give_back_freed_memory()
             self._samples[pair] = self.material.sample([place.tap], [place.cut])
         return self._samples[pair]
 
