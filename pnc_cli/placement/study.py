@@ -19,15 +19,15 @@ from torch import Tensor
 from ..allocator import give_back_freed_memory
 from ..branch.adapter import Adapter, resampled
 from ..branch.cost import Amounts
-from ..branch.material import Fits, Material, Sample, Size, alike
+from ..branch.material import Fits, Material, Sample
 from ..branch.recipe import Branch, Ranking, is_the_source_itself, localised, make_branch
 from ..branch.task import Task, subset
-from ..data import Images, Progress, no_progress, spread
+from ..data import Progress, no_progress, spread
 from ..limits import LIMITS, Limits
 from ..plan import Candidate, Place
 from .grid import Grid
 from .judge import Judge, price
-from .probe import probe_images
+from .scope import PAIR_ROWS, few_of_each, with_probes, worth_fitting
 
 RECOVERED = 0.5  # of what a module loses with its channels, once the clone is refined
 
@@ -68,12 +68,12 @@ class Study:
     ) -> Study:
         """Runs both networks on the task's images; on generated ones if it has none."""
         if task.images is None:
-            looked_at = _with_probes(task, seed, limits)
+            looked_at = with_probes(task, seed, limits)
         else:
             looked_at = subset(
                 task, limits.per_class, held_out_every=2, originals=min(task.old, limits.originals)
             )
-        places, rows = _worth_fitting(grid, looked_at, limits)
+        places, rows = worth_fitting(grid, looked_at, limits)
         fits = Fits(grid, looked_at, places, rows)
         taps, cuts = [p.tap for p in places], [p.cut for p in places]
         material = Material.of(looked_at, grid, fits, taps, cuts, limits=limits, progress=progress)
@@ -113,7 +113,7 @@ class Study:
         classes = self.material.task.old + self.material.task.new
         affordable = int(len(everything) / max(classes, 1) * work / self.work_of(ordered))
         held = self.limits.sample // (len(ordered) * self._answer_bytes * max(classes, 1))
-        index = _few(self.material, max(self.limits.few, min(affordable, held)))
+        index = few_of_each(self.material, max(self.limits.few, min(affordable, held)))
         part = len(index) / len(everything)
         chosen: list[Place] = []
         for place in ordered:
@@ -336,60 +336,4 @@ class Study:
             return [t.shape for t in found] == [t.shape for t in module(example.clone())]
 
 
-PAIR_ROWS = (8_000, 16_000, 32_000)  # of a pair's regression, as many as the work allows
 KEPT = 1  # pairs whose sample stays: the versions of a pair come one after the other
-
-
-def _worth_fitting(grid: Grid, task: Task, limits: Limits) -> tuple[list[Place], int]:
-    """The places to fit, and to how many rows: of each cut the taps that are as deep in their network
-    first, two at least, while memory and work last; then as many rows as the work leaves."""
-    by_cut: dict[str, list[Place]] = {}
-    for place in grid.places:
-        by_cut.setdefault(place.cut, []).append(place)
-
-    def apart(place: Place) -> tuple[float, Place]:
-        return abs(grid.tap(place).depth - grid.cut(place).depth), place
-
-    order: dict[Place, int] = {}
-    for places in by_cut.values():
-        order |= {p: rank for rank, p in enumerate(sorted(places, key=apart))}
-    work = limits.work(limits.fitting, grid.plain_macs(len(task.ids)))
-    fewest, *more_rows = PAIR_ROWS
-    chosen: list[Place] = []
-    for rank in range(max(order.values()) + 1):
-        more = [*chosen, *(p for p in grid.places if order[p] == rank)]
-        memory, needed = _fitting(grid, more, fewest)
-        if rank > 1 and (memory > limits.sums or needed > work):
-            break
-        chosen = more
-    affordable = [rows for rows in more_rows if _fitting(grid, chosen, rows)[1] <= work]
-    return chosen, max([fewest, *affordable])
-
-
-def _fitting(grid: Grid, places: Sequence[Place], rows: int) -> tuple[int, float]:
-    """Bytes and MACs of the regressions of ``places``."""
-    sizes = [Size.of(grid, group) for group in alike(grid, places)]
-    return sum(s.bytes for s in sizes), sum(s.macs(rows) for s in sizes)
-
-
-def _few(material: Material, per_class: int) -> Tensor:
-    """(n,) images of each class, fitted and held-out ones alike."""
-    chosen = []
-    for kind in material.task.ids.unique():
-        for part in (material.fit, ~material.fit):
-            index = (part & (material.task.ids == kind)).nonzero()[:, 0]
-            chosen.append(index[spread(len(index), -(-per_class // 2))])
-    return torch.cat(chosen).sort().values
-
-
-def _with_probes(task: Task, seed: int, limits: Limits) -> Task:
-    """The task on generated images, which belong to no class."""
-    count = limits.probes
-    views = [probe_images(count, n.input_size, seed) for n in (task.target, task.source)]
-    return replace(
-        task,
-        originals=[],
-        images=Images(views, [""] * count),
-        ids=torch.full((count,), -1),
-        held_out=torch.arange(count) % 4 == 3,
-    )
