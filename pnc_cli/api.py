@@ -31,6 +31,7 @@ from .given import (
     check_plan,
     load_task,
     names,
+    note_pool,
     numbers,
     paths,
     read_plan,
@@ -162,6 +163,7 @@ def clone(
     epochs: int | None = None,
     limit_per_class: int | None = None,
     no_originals: bool = False,
+    unlabelled: File | None = None,
     skip_bad: bool = False,
     memory: int | None = None,
     seed: int = 0,
@@ -178,7 +180,8 @@ def clone(
 
     ``plan`` is what :func:`search` found, or the file that it is in (``"-"``: standard input);
     without one the search is made here, as its arguments say.  Folders of ``data`` that are clone
-    classes teach the clone, those that are original classes keep it in its place.  ``epochs`` are
+    classes teach the clone, those that are original classes keep it in its place; where there are
+    none of those, ``unlabelled`` images of whatever the target is used on do so.  ``epochs`` are
     the passes that refine the adapter; ``memory`` the most to use beside networks and images.
     With ``head_only`` nothing is copied: the clone classes are told from the target's own
     pre-logits.  The manifest is written beside the clone too; neither is where ``output`` is not
@@ -223,6 +226,7 @@ def clone(
         target_arch=target_arch,
         source_args=source_args,
         target_args=target_args,
+        unlabelled=unlabelled,
         progress=progress,
         note=note,
     )
@@ -237,16 +241,15 @@ def clone(
     grid = make_grid(task.source, task.target, names(tap), names(cut))
     if not head_only and given is None:
         how = _how(share, resolution, whole=whole)
-        budget = Budget(max_macs, max_params, max_bytes)
-        found = make_plan(
-            task, grid, seed=seed, **how, budget=budget, limits=limits, progress=progress
-        )
+        how |= {"budget": Budget(max_macs, max_params, max_bytes), "limits": limits}
+        found = make_plan(task, grid, seed=seed, **how, progress=progress)
         chosen = found.candidates[found.chosen]
         for remark in remarks(found):
             note(remark)
     note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
+    note_pool(manifest.method, note)
     if output is not None:
         write_clone(output, manifest, tensors, force=force, inputs=inputs)
     return manifest
@@ -257,7 +260,7 @@ def _how(
     resolution: float | Iterable[float] | None,
     *,
     whole: bool,
-) -> dict[str, list[float] | None]:
+) -> dict[str, Any]:
     """The shares and resolutions that a search is asked for."""
     if whole:
         return {"shares": [1.0], "resolutions": [1.0]}

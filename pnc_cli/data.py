@@ -45,6 +45,14 @@ class ImageSource:
     by_class: dict[str, list[int]]
     _dataset: Any  # timm's, or another's: see _by_class
 
+    @property
+    def unlabelled(self) -> ImageSource:
+        """The same images without their classes."""
+        return ImageSource(self.name, {"": sorted(sum(self.by_class.values(), []))}, self._dataset)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.by_class.values()))
+
     def read(self, index: int) -> tuple[str, bytes | Image.Image | Exception]:
         """File name and undecoded bytes of an image (some datasets hand out decoded ones), or what
         went wrong in reading them."""
@@ -88,8 +96,9 @@ class Images:
         return Images(self.views, [self.labels[i] for i in index.tolist()], rows=rows)
 
 
-def open_images(source: str) -> ImageSource:
-    """Lists the images of a data source.  Raises ``BadInput`` where there are none."""
+def open_images(source: str, *, labelled: bool = True) -> ImageSource:
+    """Lists the images of a data source, of those that are not ``labelled`` all that lie anywhere.
+    Raises ``BadInput`` where there are none."""
     plain = not source.startswith(("hfds/", "wds/", "tfds/", "torch/", "hfids/"))
     path = Path(source)
     if plain and not path.exists():
@@ -102,6 +111,8 @@ def open_images(source: str) -> ImageSource:
     try:
         dataset = create_dataset("" if plain else source, root=source if plain else None)
         by_class = _by_class(dataset)
+        if labelled:
+            by_class.pop("", None)  # images beside the class folders
     except Exception as e:  # readers of many kinds, each with its own errors
         raise BadInput(
             f"{source}: no labelled images could be read: {e}",
@@ -306,7 +317,6 @@ def _by_class(dataset: Any) -> dict[str, list[int]]:
     by_class: dict[str, list[int]] = {}
     for i, target in enumerate(targets):
         by_class.setdefault(names.get(target, str(target)), []).append(i)
-    by_class.pop("", None)  # images beside the class folders
     return by_class
 
 

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BadInput, Incompatible, UsageError
 from .limits import Limits
-from .manifest import CLONE_NAME, parse
+from .manifest import CLONE_NAME, Method, parse
 from .plan import Plan
 from .progress import Note, Progress, duration
 
 if TYPE_CHECKING:
     from .branch.task import Task
+    from .data import ImageSource
 
 File = str | Path
 WORTH_SAYING = 10.0  # seconds
+MOSTLY_NEW = 0.6  # share of unlabelled images
 
 
 def load_task(
@@ -36,6 +38,7 @@ def load_task(
     target_arch: str | None,
     source_args: dict[str, Any] | None,
     target_args: dict[str, Any] | None,
+    unlabelled: File | None = None,
     progress: Progress,
     note: Note,
 ) -> Task:
@@ -62,6 +65,7 @@ def load_task(
         device=where,
         model_args=target_args,
     )
+    pool = open_images(str(unlabelled), labelled=False) if unlabelled else None
     wanted = parse_classes(classes or default_classes(source, target), source, target)
     task = gather(
         source,
@@ -72,6 +76,7 @@ def load_task(
         originals=not no_originals,
         seed=seed,
         skip_bad=skip_bad,
+        unlabelled=pool,
         progress=progress,
     )
     for what, network in (("source", source), ("target", target)):
@@ -84,7 +89,9 @@ def load_task(
         note(f"images: {new} of clone classes, {old} of {task.old} original classes")
         if task.images.skipped:
             note(f"skipped {task.images.skipped} images that do not decode")
-        if not task.old:
+        if pool is not None:
+            note(_of_pool(task, pool))
+        elif not task.old:
             note(
                 "no images of original classes: the clone is told from them by the networks' "
                 "evidence alone, which is weaker; a few images of each would help"
@@ -94,6 +101,29 @@ def load_task(
             "no --data: judged on generated images; with images of the classes the ranking is better"
         )
     return task
+
+
+def _of_pool(task: Task, pool: ImageSource) -> str:
+    """What becomes of unlabelled images."""
+    if task.pool is None:
+        return (
+            f"{pool.name}: not used, as there are labelled images of original classes, which tell "
+            "more (--no-originals leaves those out)"
+        )
+    return (
+        f"unlabelled images: {len(task.pool)} of {len(pool)} in {pool.name}, in place of images of "
+        "original classes; they should show what the target is used on"
+    )
+
+
+def note_pool(method: Method, note: Note) -> None:
+    """Notes it where unlabelled images are mostly of clone classes, which tells little of others."""
+    share = method.unlabelled_new
+    if share is not None and share > MOSTLY_NEW:
+        note(
+            f"of the unlabelled images {share:.0%} look like clone classes: they tell little of "
+            "original ones; add images of what the target is used on"
+        )
 
 
 def read_plan(plan: Plan | File) -> Plan:

@@ -164,6 +164,8 @@ class Method(Strict, frozen=True):
     share: float  # of the copied part's cost (parameters and MACs) kept
     images_per_class: dict[Label, Natural]
     original_images: Natural
+    unlabelled_images: Natural = 0  # that stood in for images of originals
+    unlabelled_new: float | None = None  # the share of them that was taken for clone classes
     # other clones that the join was recalibrated with, at injection
     recalibrated_with: list[Label] = msgspec.field(default_factory=list)
 

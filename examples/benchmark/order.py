@@ -84,7 +84,7 @@ def refined(problem: Problem, task: Task, grid: Grid, c: Candidate) -> tuple[flo
         most_parameters=c.most_parameters,
     )
     evidence = evidence_of(material, c.place, branch)
-    join = join_of(task, grid, evidence, torch.ones_like(task.held_out))
+    join, _ = join_of(task, grid, evidence, torch.ones_like(task.held_out))
     test = evidence_on(problem, task, c, branch)
     s = score(test.z_t, join(*test.tensors), problem.test.label)
     return s.average, s.branch

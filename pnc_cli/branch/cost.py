@@ -44,7 +44,8 @@ def join_numbers(target: int, branch: int, task: Task) -> int:
     """Numbers of a join on pre-logits of these widths, for all classes of ``task``; as many MACs."""
     join = Mixture(target, branch, 0, 1)
     beside_rows = sum(t.numel() for t in join.state_dict().values()) - (target + branch + 1)
-    return (target + branch + 1) * (task.old + task.new) + beside_rows
+    of_pool = 0 if task.pool is None else task.target.ref.num_classes  # at most
+    return (target + branch + 1) * (task.old + of_pool + task.new) + beside_rows
 
 
 def beside_module(adapter: Adapter, module: Module, task: Task, widths: tuple[int, int]) -> Amounts:

@@ -22,25 +22,30 @@ ROWS = 1500  # images that the shrinkage is chosen on, at most: it takes their n
 
 
 def discriminant(
-    features: Tensor, classes: Tensor, count: int, shrinkage: float
+    features: Tensor,
+    classes: Tensor,
+    count: int,
+    shrinkage: float,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores of ``count`` classes: weight (count, D) and bias (count,), in float64.
 
     ``features`` are (N, D), ``classes`` (N,).  The covariance is shrunk by ``shrinkage`` towards a
     multiple of the identity after every feature is scaled to unit variance; all classes are
-    equally likely beforehand.  A class without images gets a score that never wins.
+    equally likely beforehand.  A class without images gets a score that never wins.  ``weight`` (N,)
+    is how much each image counts (default: 1).
     """
-    fit = _Moments(features, classes, count)
+    fit = _Moments(features, classes, count, weight)
     rest, ridge = fit.rest, shrinkage * fit.level
     part = (1 - shrinkage) / fit.freedom
     n, d = rest.shape
     if n >= d:
         covariance = part * (rest.T @ rest) + ridge * torch.eye(d, dtype=rest.dtype)
-        weight = torch.linalg.solve(covariance, fit.mean.T).T
+        scores = torch.linalg.solve(covariance, fit.mean.T).T
     else:  # in as many dimensions as there are rows (Woodbury's identity)
         inner = rest @ rest.T + ridge / part * torch.eye(n, dtype=rest.dtype)
-        weight = (fit.mean - torch.linalg.solve(inner, rest @ fit.mean.T).T @ rest) / ridge
-    return fit.scores(weight)
+        scores = (fit.mean - torch.linalg.solve(inner, rest @ fit.mean.T).T @ rest) / ridge
+    return fit.scores(scores)
 
 
 def left_out(
@@ -108,16 +113,21 @@ def folds(classes: Tensor) -> Tensor:
 class _Moments:
     """Means and deviations of classes, of features scaled to unit variance."""
 
-    def __init__(self, features: Tensor, classes: Tensor, count: int) -> None:
+    def __init__(
+        self, features: Tensor, classes: Tensor, count: int, weight: Tensor | None = None
+    ) -> None:
         x = features.double()
-        self.centre = x.mean(0)
-        self.scale = torch.nan_to_num(x.std(0), nan=1.0).clamp(min=1e-6)
+        w = torch.ones(len(x), dtype=torch.float64) if weight is None else weight.double()
+        self.centre = (w @ x) / w.sum()
+        self.scale = ((w @ (x - self.centre).square()) / (w.sum() - 1).clamp(min=1)).sqrt()
+        self.scale = self.scale.clamp(min=1e-6)
         x = (x - self.centre) / self.scale
-        self.sizes = torch.bincount(classes, minlength=count)
-        mean = torch.zeros(count, x.shape[1], dtype=torch.float64).index_add_(0, classes, x)
-        self.mean = mean / self.sizes.clamp(min=1)[:, None]
-        self.rest = x - self.mean[classes]
-        self.freedom = max(len(x) - int((self.sizes > 0).sum()), 1)
+        self.sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, classes, w)
+        mean = torch.zeros(count, x.shape[1], dtype=torch.float64)
+        mean.index_add_(0, classes, w[:, None] * x)
+        self.mean = mean / self.sizes.clamp(min=1e-9)[:, None]
+        self.rest = (x - self.mean[classes]) * w.sqrt()[:, None]  # (N, D), weighed
+        self.freedom = max(w.sum().item() - int((self.sizes > 0).sum()), 1)
         spread_of_one = self.rest.square().sum() / self.freedom / x.shape[1]
         self.level = spread_of_one if spread_of_one > 1e-9 else torch.ones_like(spread_of_one)
 

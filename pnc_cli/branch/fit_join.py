@@ -204,4 +204,46 @@ def _open_gate(join: Mixture, evidence: Evidence, levels: Levels) -> None:
     join.gating.copy_(torch.stack([torch.zeros(()), slope, -slope * threshold]))
 
 
-__all__ = ["SHRINKAGE", "Evidence", "Levels", "fit_elsewhere", "fit_join"]
+ROUNDS = 8  # of settling which unlabelled images are new
+HALF = 0.5  # of the gate each that is the Gaussians' and the evidence's, without labels
+
+
+def fit_with_pool(
+    evidence: Evidence, classes: Tensor, pool: Evidence, new: int, levels: Levels
+) -> tuple[Mixture, float]:
+    """The join from clone images (N, ...) of ``classes`` 0..new-1 and a ``pool`` (M, ...) of unlabelled
+    ones, and what share of the pool it takes for new.
+
+    Which of the pool are new is settled by turns (expectation and maximisation): what an image is
+    taken for, an old class as the target says or a new one as the branch says, weighs it in the
+    Gaussians; these and the networks' evidence, half and half, say again what it is.
+    """
+    first = fit_join(evidence, classes, 0, new, levels)
+    told = pool.z_t.argmax(1)
+    known, told = told.unique(return_inverse=True)  # old classes that the pool has, about
+    old = len(known)
+    said = first.rank(pool.target_pre, pool.pre, pool.z_b).argmax(1)
+    features = torch.cat([evidence.features, pool.features, pool.features])
+    rows = torch.cat([classes + old, told, said + old])
+    surely = torch.ones(len(classes), dtype=torch.float64)
+    e = first.gate(*pool.tensors).double()
+    p = torch.sigmoid(e)
+    join = Mixture(evidence.target_pre.shape[1], evidence.pre.shape[1], old, new)
+    levels.put_into(join)
+    part = torch.ones(())
+    for _ in range(ROUNDS):
+        weight, bias = discriminant(
+            features, rows, old + new, SHRINKAGE, torch.cat([surely, 1 - p, p])
+        )
+        odds = log_odds(pool.features.double() @ weight.T + bias, old)
+        part = e.std() / odds.std().clamp(min=1e-9)
+        p = torch.sigmoid(HALF * part * odds + (1 - HALF) * e)
+    join.weight.copy_(weight)
+    join.bias.copy_(bias)
+    join.ranking.copy_(first.ranking)
+    join.gating.copy_(
+        torch.stack(
+            [HALF * part, (1 - HALF) * first.gating[1].double(), (1 - HALF) * first.gating[2]]
+        )
+    )
+    return join, p.mean().item()

@@ -24,7 +24,7 @@ from ..network.part import slice_tensor
 from ..network.position import Position
 from ..network.tensors import raw_tensor, read_tensors
 from ..plan import Candidate, Place
-from .fit_join import Evidence, Levels, fit_join
+from .fit_join import Evidence, Levels, fit_join, fit_with_pool
 from .join import Join
 from .material import Fits, Material
 from .modulation import PREFIX, layers_of
@@ -68,9 +68,12 @@ def make_clone(
     else:
         branch, material = _branch_of(task, pair, candidate, recipe, limits, progress)
         evidence = evidence_of(material, place, branch, progress)
-    join = join_of(task, pair, evidence, ~task.held_out)
+    pool = None
+    if branch is not None and task.pool is not None:
+        pool = _evidence_of_pool(task, pair, place, branch, limits)
+    join, _ = join_of(task, pair, evidence, ~task.held_out, pool)
     measured = _measure(task, join, evidence, material.z_s)
-    join = join_of(task, pair, evidence, torch.ones_like(task.held_out))
+    join, new_in_pool = join_of(task, pair, evidence, torch.ones_like(task.held_out), pool)
     learned = {} if branch is None else _learned(branch)
     parts = {
         "adapter": learned,
@@ -92,7 +95,7 @@ def make_clone(
         columns=[] if branch is None else branch.module.classes,
         adapter=None if branch is None else _adapter_info(branch, learned),
         join=_join_info(join, evidence),
-        method=_method(task, candidate, recipe, branch),
+        method=_method(task, candidate, recipe, branch, new_in_pool),
         measured=measured,
         cost=_cost(task, pair, branch, join, tensors),
         tensors_sha256=raw_sha256(tensors),
@@ -153,9 +156,27 @@ def levels_of(task: Task, pair: Pair) -> Levels:
     return Levels(mean_logit(pair.source, pair.head), task.levels)
 
 
-def join_of(task: Task, pair: Pair, evidence: Evidence, fit: Tensor) -> Join:
-    """The join from the images that ``fit`` (N,) marks."""
-    return fit_join(evidence.of(fit), task.ids[fit], task.old, task.new, levels_of(task, pair))
+def join_of(
+    task: Task, pair: Pair, evidence: Evidence, fit: Tensor, pool: Evidence | None = None
+) -> tuple[Join, float | None]:
+    """The join from the images that ``fit`` (N,) marks, and what share of an unlabelled ``pool`` it
+    takes for clone classes."""
+    levels, seen, ids = levels_of(task, pair), evidence.of(fit), task.ids[fit]
+    if pool is not None:
+        return fit_with_pool(seen, ids, pool, task.new, levels)
+    return fit_join(seen, ids, task.old, task.new, levels), None
+
+
+def _evidence_of_pool(
+    task: Task, pair: Pair, place: Place, branch: Branch, limits: Limits
+) -> Evidence:
+    """The evidence of the unlabelled images."""
+    images = task.pool
+    nothing = torch.zeros(len(images or ()), dtype=torch.bool)
+    unlabelled = replace(
+        task, images=images, pool=None, ids=torch.full((len(nothing),), -1), held_out=nothing
+    )
+    return evidence_of(Material.of(unlabelled, pair, limits=limits), place, branch)
 
 
 def copied(source: Network, kept: Slices) -> dict[str, Tensor]:
@@ -215,7 +236,13 @@ def _join_info(join: Join, evidence: Evidence) -> JoinInfo:
     )
 
 
-def _method(task: Task, candidate: Candidate, recipe: Recipe, branch: Branch | None) -> Method:
+def _method(
+    task: Task,
+    candidate: Candidate,
+    recipe: Recipe,
+    branch: Branch | None,
+    new_in_pool: float | None,
+) -> Method:
     names = [*task.originals, *(c.name for c in task.classes)]
     return Method(
         seed=recipe.seed,
@@ -223,6 +250,8 @@ def _method(task: Task, candidate: Candidate, recipe: Recipe, branch: Branch | N
         share=candidate.share,
         images_per_class={n: int((task.ids == i).sum()) for i, n in enumerate(names)},
         original_images=int((~task.is_new).sum()),
+        unlabelled_images=0 if task.pool is None else len(task.pool),
+        unlabelled_new=rounded(new_in_pool),
     )
 
 

@@ -25,6 +25,7 @@ from ..network.load import Network
 
 EVERY = 5  # one image in so many of each class is kept from every fit, for the figures
 FEWEST = 5  # images a class must have for any to be held out
+POOL = 500  # unlabelled images that are read, at most: more tell little more
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Task:
     images: Images | None
     ids: Tensor
     held_out: Tensor  # (N,) bool
+    pool: Images | None = None  # unlabelled, in place of images of originals
 
     @property
     def old(self) -> int:
@@ -161,9 +163,11 @@ def gather(
     originals: bool,
     seed: int,
     skip_bad: bool = False,
+    unlabelled: ImageSource | None = None,
     progress: Progress = no_progress,
 ) -> Task:
-    """Reads the images that a task needs, ``limit`` a class (0: all; None: as many as are useful).
+    """Reads the images that a task needs, ``limit`` a class (0: all; None: as many as are useful),
+    and where there are none of original classes some of ``unlabelled``.
 
     Raises ``BadInput`` when a clone class has no images.
     """
@@ -190,7 +194,13 @@ def gather(
     images = load_images(data, chosen, views, skip_bad=skip_bad, progress=progress)
     order = [*old, *folders]
     ids = torch.tensor([order.index(label) for label in images.labels])
-    return Task(source, target, classes, old, images, ids, _held_out(ids))
+    task = Task(source, target, classes, old, images, ids, _held_out(ids))
+    if unlabelled is None or old:
+        return task
+    every = unlabelled.unlabelled
+    some = choose(every, [""], POOL, seed)
+    pool = load_images(every, some, views, skip_bad=skip_bad, progress=progress)
+    return replace(task, pool=pool)
 
 
 def subset(

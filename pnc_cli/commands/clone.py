@@ -59,6 +59,14 @@ def clone(
     ] = None,
     limit_per_class: o.Limit = None,
     no_originals: o.NoOriginals = False,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            "--unlabelled",
+            help="Folder or .tar of images of whatever TGT is used on, without labels: they take "
+            "the place of images of original classes where --data has none.",
+        ),
+    ] = None,
     skip_bad: o.SkipBad = False,
     memory: o.Memory = None,
     seed: o.Seed = 0,
@@ -107,6 +115,7 @@ def clone(
             epochs=epochs,
             limit_per_class=limit_per_class,
             no_originals=no_originals,
+            unlabelled=unlabelled,
             skip_bad=skip_bad,
             memory=memory,
             seed=seed,

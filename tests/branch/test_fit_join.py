@@ -13,6 +13,7 @@ from pnc_cli.branch.fit_join import (
     Levels,
     fit_elsewhere,
     fit_join,
+    fit_with_pool,
 )
 from pnc_cli.branch.logistic import SLOPES
 
@@ -159,3 +160,18 @@ def test_a_target_that_is_surer_of_everything_does_not_shut_the_clone_up(clear):
 def test_where_levels_cannot_be_compared_a_known_share_of_clone_images_passes():
     _, g = one_sided(1.0, mean_logit=False)
     assert (g > 0).double().mean().item() == pytest.approx(1 - REJECTED, abs=0.005)
+
+
+def test_unlabelled_images_tell_old_from_new_nearly_as_labelled_ones():
+    evidence, classes = seen(60, apart=2.5, sure=2.0)
+    new = classes >= 2
+    fresh, wanted = seen(100, seed=50, apart=2.5, sure=2.0)
+    pool, told = seen(80, seed=70, apart=2.5, sure=2.0)
+    some = (told < 2) | (torch.arange(len(told)) % 2 == 0)  # twice as many old ones as new ones
+    labelled = fit_join(evidence, classes, 2, 2, LEVELS)
+    alone = fit_join(evidence.of(new), classes[new] - 2, 0, 2, LEVELS)
+    helped, share = fit_with_pool(evidence.of(new), classes[new] - 2, pool.of(some), 2, LEVELS)
+    found = [accuracy(join, fresh, wanted) for join in (alone, helped, labelled)]
+    assert found[1] > found[0] + 0.01 and found[1] > found[2] - 0.05
+    assert abs(share - 1 / 3) < 0.12
+    assert helped.weight.shape == labelled.weight.shape
