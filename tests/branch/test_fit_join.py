@@ -173,5 +173,5 @@ def test_unlabelled_images_tell_old_from_new_nearly_as_labelled_ones():
     helped, share = fit_with_pool(evidence.of(new), classes[new] - 2, pool.of(some), 2, LEVELS)
     found = [accuracy(join, fresh, wanted) for join in (alone, helped, labelled)]
     assert found[1] > found[0] + 0.01 and found[1] > found[2] - 0.05
-    assert abs(share - 1 / 3) < 0.12
+    assert abs(share - 1 / 3) < 0.15
     assert helped.weight.shape == labelled.weight.shape
