@@ -133,13 +133,15 @@ class Adapter(Strict, frozen=True):
     """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution.
 
     ``modulation`` names the module's normalisation layers whose channels the adapter scales and
-    shifts besides; the module's own tensors stay as they were copied.
+    shifts besides, ``mixing`` those layers whose inputs it mixes; the module's own tensors stay as
+    they were copied.
     """
 
     kind: Literal["conv"]
     kernel: Natural
     parameters: Natural
     modulation: list[str] = msgspec.field(default_factory=list)
+    mixing: list[str] = msgspec.field(default_factory=list)
 
 
 class Join(Strict, frozen=True):

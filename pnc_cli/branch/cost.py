@@ -8,6 +8,7 @@ from ..network.part import Module
 from ..plan import Candidate, Place
 from .adapter import Adapter
 from .join import Mixture
+from .mixing import numbers_of, shapes_of
 from .modulation import identity
 from .pair import Pair
 from .task import Task
@@ -32,11 +33,14 @@ class Amounts(NamedTuple):
 
 
 def of_module(pair: Pair, place: Place, columns: list[int], module: Module) -> Amounts:
-    """What ``module`` adds, a share of the part after the place's cut for the classes ``columns``."""
+    """What ``module`` adds, a share of the part after the place's cut for the classes ``columns``, with
+    the mixing of its inputs."""
+    mixing = numbers_of(module.part, shapes_of(pair.part(place.cut, columns)[0].part))
+    copied = sum(t.numel() * t.element_size() for t in module.part.state_dict().values())
     return Amounts(
         module_macs(pair, place, columns, module),
-        sum(p.numel() for p in module.parameters()),
-        sum(t.numel() * t.element_size() for t in module.part.state_dict().values()),
+        sum(p.numel() for p in module.parameters()) + mixing,
+        copied + 4 * mixing,
     )
 
 

@@ -24,10 +24,11 @@ from ..network.part import slice_tensor
 from ..network.position import Position
 from ..network.tensors import raw_tensor, read_tensors
 from ..plan import Candidate, Place
+from . import mixing
 from .fit_join import Evidence, Levels, fit_join, fit_with_pool
 from .join import Join
 from .material import Fits, Material
-from .modulation import PREFIX, layers_of
+from .modulation import layers_of
 from .pair import Pair, Slices
 from .recipe import Branch, is_the_source_itself, make_branch
 from .score import rounded, score, share
@@ -105,8 +106,7 @@ def make_clone(
 
 def _learned(branch: Branch) -> dict[str, Tensor]:
     """The adapter's tensors."""
-    modulation = {PREFIX + n: t for n, t in branch.modulation.items()}
-    return {**branch.adapter.state_dict(), **modulation}
+    return {**branch.adapter.state_dict(), **branch.compensation.tensors}
 
 
 def _branch_of(
@@ -222,7 +222,8 @@ def _adapter_info(branch: Branch, learned: Mapping[str, Tensor]) -> AdapterInfo:
     return AdapterInfo(
         kind="conv",
         kernel=branch.adapter.kernel,
-        modulation=layers_of(branch.modulation),
+        modulation=layers_of(branch.compensation.modulation),
+        mixing=mixing.layers_of(branch.compensation.mixing),
         parameters=_size(learned),
     )
 

@@ -6,7 +6,7 @@ right again.  It belongs to the adapter: the module's own tensors stay exact sli
 and scale and shift are folded into the normalisation layers when a branch is built, so they cost
 nothing per image.
 
-It is fitted in closed form, in one forward pass: layer after layer, each channel's scale and shift
+It is fitted in closed form (``compensation.py``): layer after layer, each channel's scale and shift
 are the least-squares map from what the module puts out, behind its adapter and with the layers
 before already put right, to what the whole part of the source puts out there.  That wins back most
 of what pruning costs (examples/benchmark/NOTES.md), so a search can compare pruned modules without
@@ -15,18 +15,15 @@ any training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..manifest import ModuleTensor
-from ..network.part import Module
-
 PREFIX = "modulation."  # of these tensors among the adapter's
-_FUNCTION_AXES: dict[object, int] = {F.layer_norm: -1, F.group_norm: 1}  # of their channels
+FUNCTION_AXES: dict[object, int] = {F.layer_norm: -1, F.group_norm: 1}  # of their channels
 
 
 def modulated_layers(part: fx.GraphModule) -> dict[str, str]:
@@ -40,7 +37,7 @@ def modulated_layers(part: fx.GraphModule) -> dict[str, str]:
         layer = None
         if n.op == "call_module" and "Norm" in type(part.get_submodule(str(n.target))).__name__:
             layer = str(n.target)
-        elif n.op == "call_function" and n.target in _FUNCTION_AXES:
+        elif n.op == "call_function" and n.target in FUNCTION_AXES:
             given = [str(a.target) for a in n.all_input_nodes if a.op == "get_attr"]
             weights = [name for name in given if name.endswith(".weight")]
             layer = weights[0].removesuffix(".weight") if weights else None
@@ -54,7 +51,7 @@ def identity(part: fx.GraphModule) -> dict[str, Tensor]:
     """The modulation that changes nothing: ``<layer>.scale`` and ``<layer>.shift``, (C,) each."""
     tensors = {}
     for layer in modulated_layers(part).values():
-        weight = _norm(part, layer).weight
+        weight = norm_of(part, layer).weight
         tensors[f"{layer}.scale"] = torch.ones_like(weight, requires_grad=False)
         tensors[f"{layer}.shift"] = torch.zeros_like(weight, requires_grad=False)
     return tensors
@@ -64,7 +61,7 @@ def modulated(part: nn.Module, modulation: Mapping[str, Tensor]) -> dict[str, Te
     """The parameters of ``part`` that ``modulation`` changes, by name; differentiable in it."""
     parameters = {}
     for layer in layers_of(modulation):
-        m, scale = _norm(part, layer), modulation[f"{layer}.scale"]
+        m, scale = norm_of(part, layer), modulation[f"{layer}.scale"]
         parameters[f"{layer}.weight"] = m.weight * scale
         parameters[f"{layer}.bias"] = m.bias * scale + modulation[f"{layer}.shift"]
     return parameters
@@ -98,7 +95,7 @@ def layers_of(modulation: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in modulation))
 
 
-def _norm(part: nn.Module, name: str) -> nn.GroupNorm:
+def norm_of(part: nn.Module, name: str) -> nn.GroupNorm:
     """The norm called ``name``, of whatever kind: all have a weight and a bias, as GroupNorm has."""
     return cast(nn.GroupNorm, part.get_submodule(name))
 
@@ -108,45 +105,10 @@ def _is_affine(layer: nn.Module) -> bool:
     return all(isinstance(p, nn.Parameter) and p.ndim == 1 for p in affine)
 
 
-ROWS = 20_000  # of a layer that its scales and shifts are fitted to
 RIDGE = 0.05  # of the wanted variance: pulls scales towards one
-Visit = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
 
 
-@torch.no_grad()
-def fit_modulation(
-    dense: Module,
-    module: Module,
-    kept: Mapping[str, ModuleTensor],
-    features: Tensor,
-    student: Tensor,
-) -> dict[str, Tensor]:
-    """The modulation of ``module``, a copy of ``dense`` with the channels ``kept``.
-
-    ``features`` (N, ...) are the source's at the cut; ``student`` what the adapter makes of the
-    target's for the same images.
-    """
-    tensors = identity(module.part)
-    if not tensors:
-        return tensors
-    wanted: dict[str, Tensor] = {}
-
-    def remember(layer: str, rows: Tensor) -> None:
-        if f"{layer}.scale" in tensors:
-            indices = next((k.indices for k in kept[f"{layer}.weight"].kept), None)
-            wanted[layer] = rows if indices is None else rows[:, torch.tensor(indices)]
-
-    def correct(layer: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = _affine(rows, wanted.pop(layer))
-        tensors[f"{layer}.scale"], tensors[f"{layer}.shift"] = scale, shift
-        return scale, shift
-
-    _Layers(dense.part, remember).run(features.clone())
-    _Layers(module.part, correct).run(student.clone())
-    return tensors
-
-
-def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) that bring rows x (n, C) nearest to rows y."""
     x_mean, y_mean = x.mean(0), y.mean(0)
     x_rest, y_rest = x - x_mean, y - y_mean
@@ -155,37 +117,7 @@ def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return scale, y_mean - scale * x_mean
 
 
-class _Layers(fx.Interpreter):
-    """Runs a part, showing ``visit`` what each norm puts out (rows, C), before any activation.
-
-    Where ``visit`` answers with a scale and a shift, the layer's output is corrected by them.
-    """
-
-    def __init__(self, part: fx.GraphModule, visit: Visit) -> None:
-        super().__init__(part)
-        self.layers, self.visit = modulated_layers(part), visit
-
-    def run_node(self, n: fx.Node) -> object:
-        if n.name not in self.layers:
-            return super().run_node(n)
-        layer = _norm(self.module, self.layers[n.name])
-        if n.op == "call_function":
-            out, axis = super().run_node(n), _FUNCTION_AXES[n.target]
-            return _corrected(out, axis, self.visit(self.layers[n.name], _rows(out, axis)))
-        (x, *_), _ = self.fetch_args_kwargs_from_env(n)
-        plain = _plain(layer, x)
-        if plain is None:
-            return layer(x)
-        correction = self.visit(self.layers[n.name], _rows(*plain))
-        if correction is None:
-            return layer(x)
-        weight, bias = layer.weight, layer.bias
-        scale, shift = correction
-        values = {"weight": weight * scale, "bias": bias * scale + shift}
-        return torch.func.functional_call(layer, values, (x,))
-
-
-def _plain(layer: nn.Module, x: Tensor) -> tuple[Tensor, int] | None:
+def plain(layer: nn.Module, x: Tensor) -> tuple[Tensor, int] | None:
     """What a norm puts out before its activation, if it has one, and the axis of the channels."""
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         mean, variance = layer.running_mean, layer.running_var
@@ -199,14 +131,8 @@ def _plain(layer: nn.Module, x: Tensor) -> tuple[Tensor, int] | None:
     return None
 
 
-def _corrected(out: Tensor, axis: int, correction: tuple[Tensor, Tensor] | None) -> Tensor:
-    if correction is None:
-        return out
-    scale, shift = correction
-    return (out.movedim(axis, -1) * scale + shift).movedim(-1, axis)
-
-
-def _rows(x: Tensor, axis: int) -> Tensor:
-    """``ROWS`` rows (n, C), about, evenly drawn, so that all images have as many."""
+def rows_of(x: Tensor, axis: int, most: int) -> Tensor:
+    """Rows (n, C) of ``x`` along ``axis``, ``most`` or a few more, evenly drawn, so that all images
+    have as many."""
     rows = x.movedim(axis, -1).flatten(0, -2)
-    return rows[:: max(1, len(rows) // ROWS)]
+    return rows[:: max(1, len(rows) // most)]

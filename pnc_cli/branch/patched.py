@@ -24,8 +24,8 @@ from ..network.part import Module, _part, resize
 from ..network.record import recording
 from ..network.tensors import read_tensors
 from .adapter import Adapter
+from .compensation import Compensation
 from .join import Join, from_tensors
-from .modulation import PREFIX, fold
 
 
 class Branch(nn.Module):
@@ -143,12 +143,9 @@ def _branch(clone: Clone) -> Branch | HeadOnly:
             return HeadOnly(join, len(m.classes))
         module = rebuild_module(build_architecture(m.source), m, m.cut, part["module"])
         adapter = Adapter(m.tap, m.cut, m.adapter.kernel)
-        modulation = {
-            n: part["adapter"].pop(PREFIX + n)
-            for n in [n.removeprefix(PREFIX) for n in part["adapter"] if n.startswith(PREFIX)]
-        }
+        compensation = Compensation.taken_from(part["adapter"])
         adapter.load_state_dict(part["adapter"])
-        fold(module.part, modulation)
+        compensation.fold_into(module.part)
     except (RuntimeError, KeyError, ValueError) as e:
         raise BadInput(f"{clone.path}: clone '{clone.name}': {e}") from None
     return Branch(m.tap.position, adapter, module, join)

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ..channels.groups import Group, prunable_groups
 from ..channels.localised import localised_features
@@ -21,9 +20,10 @@ from ..network.part import Module, sharing
 from ..network.position import INPUT
 from ..plan import Place
 from .adapter import Adapter
+from .compensation import Compensation, compensate
 from .cost import of_module
 from .material import Material, Sample
-from .modulation import fit_modulation, fold
+from .mixing import numbers_of, shapes_of
 from .pair import Slices
 from .refine import NEIGHBOURS, PASSES, learned_from, lessons_of, refine, with_gradients
 
@@ -35,8 +35,8 @@ class Branch:
     """The side branch of a clone without its join."""
 
     adapter: Adapter
-    modulation: dict[str, Tensor]
-    module: Module  # with the modulation folded in
+    compensation: Compensation
+    module: Module  # with the compensation folded in
     kept: Slices
     macs: int  # per image, adapter and module
     parameters: int
@@ -73,18 +73,19 @@ def make_branch(
         passes = 0
     if passes is None:
         passes = PASSES
-    modulation: dict[str, Tensor] = {}
+    compensation = Compensation()
     if not is_the_source_itself(material, place):
         features = pair.resampled(place, sample.cuts[place.cut])
-        modulation = fit_modulation(dense, module, kept, features, adapter(sample.taps[place.tap]))
-    if passes and modulation:
+        seen = adapter(sample.taps[place.tap])
+        compensation = compensate(dense, module, kept, features, seen)
+    if passes and compensation.tensors:
         adapter = copy.deepcopy(adapter)
         images = learned_from(material, place, macs, passes)
         copies = min(NEIGHBOURS, (passes + 1) // 2)
         lessons = lessons_of(material, place, images, copies=copies, seed=seed, progress=progress)
         refine(
             adapter,
-            modulation,
+            compensation,
             module,
             lessons,
             exact=exact,
@@ -94,10 +95,10 @@ def make_branch(
             progress=progress,
         )
     module = sharing(module)
-    fold(module.part, modulation)
+    compensation.fold_into(module.part)
     parameters = sum(p.numel() for m in (adapter, module) for p in m.parameters())
-    parameters += sum(t.numel() for t in modulation.values())
-    return Branch(adapter, modulation, module, kept, macs, parameters, passes)
+    parameters += sum(t.numel() for t in compensation.tensors.values())
+    return Branch(adapter, compensation, module, kept, macs, parameters, passes)
 
 
 def is_the_source_itself(material: Material, place: Place) -> bool:
@@ -185,6 +186,7 @@ def localised(
         chosen = select(dense, ranked, share, cells)
         module, kept = prune(dense, slices, chosen, sample.cuts[place.cut][:2])
         parameters = sum(p.numel() for p in module.parameters())
+        parameters += numbers_of(module.part, shapes_of(dense.part))
         enough = share <= material.limits.smallest_share
         if not most_parameters or parameters <= most_parameters or enough:
             return module, kept

@@ -2,7 +2,7 @@
 
 The teacher (the source) and the student (the module, pruned or not, behind the adapter) look at
 the same neighbours of each image.  The loss compares their answers and their pre-logits; only the
-adapter learns: its convolution from the ridge solution on, its modulation from the closed form on.
+adapter learns: its convolution from the ridge solution on, its compensation from the closed form on.
 
 What the teacher says of each neighbour is kept; what the target shows the student of it is kept
 too where memory allows, and computed again each time where it does not.
@@ -26,14 +26,14 @@ from ..network.part import Module
 from ..network.position import INPUT
 from ..plan import Place
 from .adapter import Adapter
+from .compensation import Compensation
 from .material import Material
-from .modulation import modulated
 
 BATCH = 25  # small: many steps, and what a student keeps stays near the processor
 PASSES = 15  # over the images that are learned from
 NEIGHBOURS = 4  # of each image; every pass looks at one of them
 FEWEST = 25  # images that are learned from, whatever that takes
-RATES = {"adapter": 2e-3, "modulation": 1e-2}  # learning rates at their highest
+RATES = {"adapter": 2e-3, "modulation": 1e-2, "mixing": 3e-3}  # learning rates at their highest
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def lessons_of(
 
 def refine(
     adapter: Adapter,
-    modulation: dict[str, Tensor],
+    compensation: Compensation,
     student: Module,
     lessons: Lessons,
     *,
@@ -125,14 +125,15 @@ def refine(
     together: int = BATCH,
     progress: Progress = no_progress,
 ) -> None:
-    """Trains ``modulation``, and ``adapter`` unless it is exact already, in place.
+    """Trains ``compensation``, and ``adapter`` unless it is exact already, in place.
 
     The student runs on ``together`` images at a time; gradients of a batch add up.
     """
     steps = epochs * math.ceil(lessons.images / BATCH)
     learning: dict[str, list[Tensor]] = {
         "adapter": [] if exact else list(adapter.parameters()),
-        "modulation": list(modulation.values()),
+        "modulation": list(compensation.modulation.values()),
+        "mixing": list(compensation.mixing.values()),
     }
     if not steps or not any(learning.values()):
         return
@@ -147,7 +148,7 @@ def refine(
         progress("refining the adapter", done, steps)
         optimizer.zero_grad()
         for part in index.split(together):
-            changed = {f"part.{n}": t for n, t in modulated(student.part, modulation).items()}
+            changed = {f"part.{n}": t for n, t in compensation.changed(student.part).items()}
             pre, logits = functional_call(student, changed, (adapter(lessons.given(part)),))
             said = lessons.answers[part]
             loss = F.kl_div(logits.log_softmax(1), said, log_target=True, reduction="batchmean")

@@ -233,19 +233,23 @@ class Study:
         return msgspec.structs.replace(found, score=score)
 
     def largest_share(self, dense: Place, room: Amounts) -> float:
-        """The largest share of the place's module, about, that ``room`` leaves."""
+        """The largest share of the place's module, to ``FINELY``, that ``room`` leaves; where it leaves
+        none, the smallest there is."""
         beside, whole = self.beside(dense), self._adds(dense)
         limits = [
             (limit - fixed) / max(all_of_it - fixed, 1)
             for limit, fixed, all_of_it in zip(room, beside, whole)
             if limit < math.inf
         ]
+        if whole.within(room):
+            return 1.0
         least = self.limits.smallest_share
-        shares = [min(max(round(s - 0.005, 2), least), 1.0) for s in limits] or [1.0]
-        low, high = min(shares), max(shares)
-        # What is pruned for its MACs loses parameters too, so more than ``low`` may do for both.
-        share = high
-        while high - low > 0.03:
+        # A share is of MACs and parameters alike, but what is pruned for its MACs may lose more
+        # parameters than its share, and mixing adds some: only trying tells.
+        shares = [min(max(round(s, 2), least), 1.0) for s in limits]
+        low, high = least, min(1.0, max(shares) + FINELY)
+        share = min(shares)
+        while high - low > FINELY:
             if self._adds(dense.with_share(share)).within(room):
                 low = share
             else:
@@ -336,4 +340,5 @@ class Study:
             return [t.shape for t in found] == [t.shape for t in module(example.clone())]
 
 
+FINELY = 0.02  # of a share
 KEPT = 1  # pairs whose sample stays: the versions of a pair come one after the other

@@ -7,7 +7,8 @@ import torch
 from support.modules import whole
 from support.networks import RESNET
 
-from pnc_cli.branch.modulation import fit_modulation, fold, identity, layers_of, modulated
+from pnc_cli.branch.compensation import compensate
+from pnc_cli.branch.modulation import fold, identity, layers_of, modulated
 from pnc_cli.channels.groups import weight_cells
 from pnc_cli.channels.prune import prune, rank_channels, select
 
@@ -41,7 +42,7 @@ def test_scales_and_shifts_that_were_lost_are_found_again(architecture):
     damaged, mended = copy.deepcopy(module), copy.deepcopy(module)
     fold(damaged.part, lost)
     fold(mended.part, lost)
-    fold(mended.part, fit_modulation(module, damaged, slices, features, features))
+    fold(mended.part, compensate(module, damaged, slices, features, features).modulation)
     expected = answers(module, features)
     assert error(mended, features, expected) < 1e-3 * error(damaged, features, expected)
 
@@ -54,7 +55,7 @@ def test_a_pruned_module_comes_nearer_to_the_whole_one(architecture):
     )
     pruned, kept = prune(module, slices, chosen, features[:2])
     mended = copy.deepcopy(pruned)
-    fold(mended.part, fit_modulation(module, pruned, kept, features, features))
+    compensate(module, pruned, kept, features, features).fold_into(mended.part)
     expected = answers(module, features)
     assert error(mended, features, expected) < 0.9 * error(pruned, features, expected)
 

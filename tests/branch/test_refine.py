@@ -12,6 +12,7 @@ from support.networks import RESNET, draw, preprocess
 
 import pnc_cli
 from pnc_cli.branch.adapter import Adapter
+from pnc_cli.branch.compensation import Compensation
 from pnc_cli.branch.modulation import fold, identity
 from pnc_cli.branch.refine import Lessons, refine, warm_cosine
 from pnc_cli.channels.localised import Neighbours
@@ -38,10 +39,10 @@ def gap(pre, z, expected_pre, expected_answers):
 
 
 @torch.no_grad()
-def distance(adapter, modulation, student, lesson):
+def distance(adapter, compensation, student, lesson):
     """How far the student's pre-logits and answers are from the teacher's."""
     mended = copy.deepcopy(student)
-    fold(mended.part, modulation)
+    compensation.fold_into(mended.part)
     pre, z = mended(adapter(lesson.features))
     return gap(pre, z, lesson.pre, lesson.answers)
 
@@ -58,34 +59,34 @@ def school():
     adapter = Adapter(IMAGE, IMAGE, 1).requires_grad_(False)
     adapter.weight[:, :, 0, 0] = torch.eye(3) + 0.2 * torch.randn(3, 3)
     taught, exam = lessons(teacher, noise(200, 1), 100), lessons(teacher, noise(100, 2), 100)
-    return adapter, identity(student.part), student, taught, exam
+    return adapter, Compensation(identity(student.part)), student, taught, exam
 
 
 def test_the_student_comes_nearer_to_the_teacher_on_what_it_has_not_seen(school):
-    adapter, modulation, student, taught, exam = school
-    before = distance(adapter, modulation, student, exam)
-    refine(adapter, modulation, student, taught, exact=False, epochs=8, seed=0)
-    after = distance(adapter, modulation, student, exam)
+    adapter, compensation, student, taught, exam = school
+    before = distance(adapter, compensation, student, exam)
+    refine(adapter, compensation, student, taught, exact=False, epochs=8, seed=0)
+    after = distance(adapter, compensation, student, exam)
     assert after[0] < 0.5 * before[0] and after[1] < 0.5 * before[1]
-    assert not any(p.requires_grad for p in [*adapter.parameters(), *modulation.values()])
+    assert not any(p.requires_grad for p in [*adapter.parameters(), *compensation.tensors.values()])
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_an_exact_adapter_is_left_alone_and_the_module_always(school, exact):
-    adapter, modulation, student, taught, _ = school
+    adapter, compensation, student, taught, _ = school
     was = [copy.deepcopy(part.state_dict()) for part in (adapter, student)]
-    levels = {n: t.clone() for n, t in modulation.items()}
-    refine(adapter, modulation, student, taught, exact=exact, epochs=1, seed=0)
+    levels = {n: t.clone() for n, t in compensation.modulation.items()}
+    refine(adapter, compensation, student, taught, exact=exact, epochs=1, seed=0)
     assert torch.equal(adapter.weight, was[0]["weight"]) == exact
     assert all(torch.equal(t, was[1][n]) for n, t in student.state_dict().items())
-    assert any(not torch.equal(t, levels[n]) for n, t in modulation.items())
+    assert any(not torch.equal(t, levels[n]) for n, t in compensation.modulation.items())
 
 
 def test_no_epochs_change_nothing_and_a_seed_decides_the_rest(school):
-    adapter, modulation, student, taught, _ = school
+    adapter, compensation, student, taught, _ = school
 
     def refined(**how):
-        mine = copy.deepcopy(adapter), copy.deepcopy(modulation)
+        mine = copy.deepcopy(adapter), copy.deepcopy(compensation)
         refine(*mine, student, taught, exact=False, **how)
         return mine[0].weight
 
@@ -95,14 +96,14 @@ def test_no_epochs_change_nothing_and_a_seed_decides_the_rest(school):
 
 
 def test_gradients_of_parts_of_a_batch_add_up_to_those_of_all_of_it(school):
-    adapter, modulation, student, taught, _ = school
+    adapter, compensation, student, taught, _ = school
 
     def refined(together):
-        mine = copy.deepcopy(adapter), copy.deepcopy(modulation)
+        mine = copy.deepcopy(adapter), copy.deepcopy(compensation)
         refine(*mine, student, taught, exact=False, epochs=2, seed=0, together=together)
         return [*mine[0].parameters(), *mine[1].values()]
 
-    was = [*adapter.parameters(), *modulation.values()]
+    was = [*adapter.parameters(), *compensation.values()]
     moved = False
     for before, whole_batch, parts, ones in zip(was, refined(25), refined(3), refined(1)):
         torch.testing.assert_close(parts, whole_batch, rtol=1e-3, atol=1e-4)
@@ -112,7 +113,7 @@ def test_gradients_of_parts_of_a_batch_add_up_to_those_of_all_of_it(school):
 
 
 def test_lessons_that_are_computed_again_teach_the_same(school):
-    adapter, modulation, student, taught, _ = school
+    adapter, compensation, student, taught, _ = school
     asked = []
 
     def show(index):
@@ -120,7 +121,7 @@ def test_lessons_that_are_computed_again_teach_the_same(school):
         return taught.features[index]
 
     def refined(lesson):
-        mine = copy.deepcopy(adapter), copy.deepcopy(modulation)
+        mine = copy.deepcopy(adapter), copy.deepcopy(compensation)
         refine(*mine, student, lesson, exact=False, epochs=1, seed=0, together=10)
         return mine[0].weight
 
