@@ -17,6 +17,7 @@ RIVALS = [
     "source alone",
     "both, calibrated",
     "linear probe",
+    "linear probe, all rows refitted",
     "fine-tuning with replay",
 ]
 if importlib.util.find_spec("peft"):
@@ -72,7 +73,7 @@ def ran(tmp_path_factory):
         "images_per_class": 20,
         "seeds": [0, 1],
         "test_images": 300,
-        "epochs": 2,
+        "steps": 8,
         "train": ["train"],
         "test": ["test"],
         "flip": False,
