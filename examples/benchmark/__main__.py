@@ -162,8 +162,9 @@ def _run(name: str, args: argparse.Namespace, threads: int) -> int:
 def _rows(problem, args: argparse.Namespace) -> int:
     """All rows of one scenario and seed."""
     from .methods import methods_of
-    from .report import append, line, read_rows
+    from .report import line
     from .row import Row, key_of, measure
+    from .rows import append, read_rows
     from .scenario import Skipped
 
     s, failed = problem.scenario, 0

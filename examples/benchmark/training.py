@@ -19,7 +19,7 @@ from .scenario import Skipped
 SHIFT = 8  # images are shifted by at most an eighth of their size
 
 # The budget of a rival that is trained, in steps of the optimiser (README.md, "The rivals' budget").
-WORK = 1.4e12  # multiply-accumulates of training: about 40 CPU seconds on small networks
+WORK = 1e12  # multiply-accumulates of training: about 40 CPU seconds on small networks
 FEWEST, MOST = 500, 1000  # steps that it is at least and at most
 TRAINING = 3  # forward passes that the training of an image costs: forward, and twice that back
 
