@@ -58,7 +58,8 @@ def _against_rivals(found: Found) -> list[str]:
         cells = _compared(best, ours, fair)
         if complete(groups) and ours is not None:
             lines.append(cells)
-        text.append(_line(_name(key), best.method, *_figures(cells)))
+        rival = best.method if complete(groups) else f"{best.method} (of {len(fair)} rows)"
+        text.append(_line(_name(key), rival, *_figures(cells)))
     if lines:
         means = [mean([v for v in column if v is not None]) for column in zip(*lines)]
         text.append(_line(f"**mean of {len(lines)}**", "", *(f"**{f}**" for f in _figures(means))))

@@ -52,9 +52,19 @@ class Group:
 
 
 def groups_of(rows: list[Row]) -> dict[tuple[str, int], list[Group]]:
-    """Scenario and images per class -> methods; of rows made twice the last one counts, and those of
-    rivals that were trained under other rules not at all."""
-    last = {(r.scenario, r.images_per_class, r.method, r.seed): r for r in rows if r.comparable}
+    """Scenario and images per class -> methods.
+
+    Of rows made twice the last one counts; those of rivals that were trained under other rules not
+    at all, nor those of another target than the newest row's: a network that the harness trains
+    itself comes out differently on another machine.
+    """
+    rows = [r for r in rows if r.comparable]
+    target = {(r.scenario, r.images_per_class): _target(r) for r in rows}
+    last = {
+        (r.scenario, r.images_per_class, r.method, r.seed): r
+        for r in rows
+        if _target(r) == target[r.scenario, r.images_per_class]
+    }
     found: dict[tuple[str, int], dict[str, list[Row]]] = {}
     for r in last.values():
         found.setdefault((r.scenario, r.images_per_class), {}).setdefault(r.method, []).append(r)
@@ -65,3 +75,8 @@ def groups_of(rows: list[Row]) -> dict[tuple[str, int], list[Group]]:
         )
         for key, methods in found.items()
     }
+
+
+def _target(row: Row) -> tuple[int, float]:
+    """What tells two targets apart: the test images are the same for all rows of a scenario."""
+    return row.target_parameters, row.target_accuracy
