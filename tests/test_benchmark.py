@@ -17,6 +17,7 @@ RIVALS = [
     "source alone",
     "both, calibrated",
     "linear probe",
+    "linear probe, all rows refitted",
     "fine-tuning with replay",
 ]
 if importlib.util.find_spec("peft"):
@@ -72,7 +73,7 @@ def ran(tmp_path_factory):
         "images_per_class": 20,
         "seeds": [0, 1],
         "test_images": 300,
-        "epochs": 2,
+        "steps": 8,
         "train": ["train"],
         "test": ["test"],
         "flip": False,
@@ -196,31 +197,89 @@ def test_a_scenario_without_its_files_is_skipped_with_a_word(tmp_path):
     assert done.returncode == 0 and "skipped cifar10: no " in done.stdout
 
 
-def test_means_are_over_scenarios_whatever_their_amounts(ran, tmp_path):
-    """A scenario run at several amounts of images is one of the others over again."""
+def written(folder: Path, made: list[dict]) -> str:
+    """The tables of the rows ``made``."""
     from examples.benchmark.report import write
 
-    out = tmp_path / "out"
-    out.mkdir()
-    worse = [
+    folder.mkdir(exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in made))
+    write(folder)
+    return (folder / "RESULTS.md").read_text()
+
+
+def means_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| **mean")]
+
+
+def test_means_are_over_the_scenarios_that_the_fair_rivals_were_run_in(ran, tmp_path):
+    tuned = of(ran[1], "fine-tuning with replay")
+    made = ran[1] + [{**r, "method": m} for r in tuned for m in ("LwF", "EWC")]
+    text = written(tmp_path / "out", made)
+    [against, kept] = alone = means_of(text)
+    assert "**mean of 1**" in against and "**" in kept
+    [line] = [line for line in text.splitlines() if line.startswith("| tiny, 20 |") and "+" in line]
+    assert cells(line) == [c.strip("*") for c in cells(against)]
+    others = [  # another question: not all rivals, and much worse
         {**r, "scenario": "amounts", "images_per_class": n, "average_accuracy": 0.1}
         for r in ran[1]
         for n in (10, 50)
         if r["average_accuracy"] is not None
     ]
-    for rows_of in ([], worse):
-        lines = [json.dumps(r) for r in (*ran[1], *rows_of)]
-        (out / "results.jsonl").write_text("".join(line + "\n" for line in lines))
-        write(out)
-        text = (out / "RESULTS.md").read_text()
-        gain, kept = [line for line in text.splitlines() if line.startswith("| **mean**")]
-        figures = [
-            w
-            for line in (gain, kept)
-            for w in line.split()
-            if w.startswith("**") and w != "**mean**"
-        ]
-        if not rows_of:
-            alone = figures
-    assert figures == alone and "amounts, 10 a class" in text and "several amounts" in gain
-    assert (out / "plots" / "amounts.png").read_bytes().startswith(b"\x89PNG")
+    text = written(tmp_path / "out", made + others)
+    assert means_of(text) == alone and "| amounts, 10 |" in text
+    assert (tmp_path / "out" / "plots" / "amounts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def cells(line: str) -> list[str]:
+    return [c.strip() for c in line.split("|")[3:]]
+
+
+def test_rivals_of_other_rules_are_in_no_table(ran, tmp_path):
+    old = [{k: v for k, v in r.items() if k != "version"} for r in ran[1]]
+    text = written(tmp_path / "out", old)
+    assert "| linear probe |" not in text and "| LoRA |" not in text
+    assert "| target alone |" in text and "| pnc |" in text
+
+
+def test_rows_of_another_target_do_not_stand_beside_the_newest(ran, tmp_path):
+    other = [{**r, "target_accuracy": 0.123, "method": f"old {r['method']}"} for r in ran[1]]
+    text = written(tmp_path / "out", other + ran[1])
+    assert "| linear probe |" in text and "old linear probe" not in text
+
+
+def test_settings_are_chosen_with_the_number_of_steps(ran):
+    """The first seed chooses, within the budget; the others take over what it chose."""
+    for method in (m for m in RIVALS if m in ("fine-tuning with replay", "LoRA")):
+        first, second = of(ran[1], method)
+        assert first["settings"] == second["settings"] and first["settings"]["steps"] in (3, 8)
+        assert first["tuning_seconds"] > 5 * second["tuning_seconds"]  # reads what was chosen
+
+
+def test_the_budget_follows_the_work_and_the_batch_the_images():
+    from examples.benchmark.training import TRAINING, WORK, batch_of, budget
+
+    assert batch_of(32, 32) == 50 and batch_of(64, 64) == 50 and batch_of(224, 224) == 16
+    macs = 12_000_000
+    assert budget(macs, 32, 32) * batch_of(32, 32) * TRAINING * macs == pytest.approx(
+        WORK, rel=0.01
+    )
+    assert budget(300_000_000, 224, 224) == 500 and budget(1_000, 32, 32) == 1000
+    assert budget(2 * macs, 32, 32) < budget(macs, 32, 32) < budget(macs // 2, 32, 32)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(7, 50), (100, 50), (105, 50), (140, 50), (1, 50)])
+def test_batches_are_as_many_as_steps_and_none_is_a_scrap(count, batch):
+    import torch
+
+    from examples.benchmark.training import drawings
+
+    drawn = list(drawings(count, 9, batch, torch.Generator().manual_seed(0)))
+    assert len(drawn) == 9 and min(map(len, drawn)) * 2 >= min(batch, count)
+    assert len(torch.cat(drawn).unique()) >= min(count, 8 * batch)
+
+
+def test_a_linear_probe_of_all_rows_knows_the_strength_of_its_regularisation(ran):
+    for r in of(ran[1], "linear probe, all rows refitted"):
+        assert r["settings"]["decay"] > 0 and r["forgetting_undone"] == 0.0
+        assert r["added_macs"] < 0.01 * r["target_macs"]
+        assert r["bytes_shipped"] > of(ran[1], "linear probe")[0]["bytes_shipped"]

@@ -161,17 +161,15 @@ def _run(name: str, args: argparse.Namespace, threads: int) -> int:
 
 def _rows(problem, args: argparse.Namespace) -> int:
     """All rows of one scenario and seed."""
-    from pnc_cli.network.graph import trace
-
     from .methods import methods_of
-    from .report import append, line, read_rows
+    from .report import line
     from .row import Row, key_of, measure
+    from .rows import append, read_rows
     from .scenario import Skipped
 
     s, failed = problem.scenario, 0
     label = s.name if s.images_per_class == 100 else f"{s.name}@{s.images_per_class}"
     wanted = re.split(",(?! )", args.methods or "")  # names have commas too, before a space
-    target_macs = sum(trace(problem.target.model, problem.target.input_size).macs.values())
     for method in methods_of(s, upper_bound=args.upper_bound and problem.seed == s.seeds[0]):
         if not method.name.startswith(tuple(wanted)):
             continue
@@ -184,19 +182,8 @@ def _rows(problem, args: argparse.Namespace) -> int:
             if same:  # another scenario with the same target, images and classes
                 row = Row(**{**asdict(same[0]), "scenario": s.name})
             else:
-                known = next(
-                    (
-                        r.settings
-                        for r in rows
-                        if r.settings
-                        and r.method == method.name
-                        and r.kind == "tuning"
-                        and r.scenario == s.name
-                        and r.images_per_class == s.images_per_class
-                    ),
-                    None,
-                )
-                row = measure(problem, method, known, target_macs)
+                known = _chosen(rows, method, problem)
+                row = measure(problem, method, known)
         except Skipped as e:
             print(f"{head}: skipped: {e}", flush=True)
             continue
@@ -207,6 +194,22 @@ def _rows(problem, args: argparse.Namespace) -> int:
         append(args.out / "results.jsonl", row)
         print(f"{head}: {line(row)}", flush=True)
     return failed
+
+
+def _chosen(rows, method, problem) -> dict | None:
+    """The settings that an earlier seed chose, if one did; where a step is dear, also those that
+    another amount of images chose."""
+    s = problem.scenario
+    same = [
+        r
+        for r in rows
+        if (r.scenario, r.method, r.kind) == (s.name, method.name, "tuning")
+        and r.comparable
+        and r.settings
+    ]
+    here = [r for r in same if r.images_per_class == s.images_per_class]
+    found = here or (same if problem.world.dear else [])
+    return found[0].settings if found else None
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from torch import Tensor
 from pnc_cli.branch.task import CloneTarget, parse_classes
 from pnc_cli.data import ImageSource, choose, framed_like, load_images, open_images
 from pnc_cli.network.features import Answers, answers_of
+from pnc_cli.network.graph import trace
 from pnc_cli.network.load import Network, load_network
 
 from .pool import Pool
 from .prepare import prepare, resized
 from .scenario import Scenario
+from .training import FEWEST, affordable, budget
 
 EVERY = 5  # of the few images, one in so many of each class is for choosing the settings
 
@@ -70,12 +72,18 @@ class Problem:
         return self.world.images(self.world.train, self.scenario.images_per_class, self.seed)
 
     @cached_property
+    def fold(self) -> Tensor:
+        """(N,) the fifth, 0 to 4, of its class that each of the few images is in."""
+        fold = torch.zeros(len(self.few.label), dtype=torch.long)
+        for c in self.few.label.unique():
+            of_class = (self.few.label == c).nonzero()[:, 0]
+            fold[of_class] = torch.arange(len(of_class)) % EVERY
+        return fold
+
+    @property
     def held_out(self) -> Tensor:
         """(N,) marks the few images that settings are chosen on; what is shipped learns from all."""
-        held = torch.zeros(len(self.few.label), dtype=torch.bool)
-        for c in self.few.label.unique():
-            held[(self.few.label == c).nonzero()[EVERY - 1 :: EVERY, 0]] = True
-        return held
+        return self.fold == EVERY - 1
 
     @cached_property
     def few_features(self) -> Answers:
@@ -102,7 +110,7 @@ class Problem:
             "images": s.images_per_class,
             "test_images": s.test_images,
             "flip": s.flip,
-            "epochs": s.epochs,
+            "steps": w.steps,
             "data": [Path(p).parts[-2:] for p in (*s.train, *s.test)],
         }
         if sources:
@@ -126,6 +134,21 @@ class World:
             parse_classes(s.classes, network, self.target)
             for s, network in zip(scenario.sources, self.sources)
         ]
+
+    @cached_property
+    def target_macs(self) -> int:
+        return sum(trace(self.target.model, self.target.input_size).macs.values())
+
+    @property
+    def steps(self) -> int:
+        """The most that a rival may take (README.md, "The rivals' budget")."""
+        return self.scenario.steps or budget(self.target_macs, *self.target.input_size[1:])
+
+    @property
+    def dear(self) -> bool:
+        """Whether the fewest steps are more work than the budget pays for: then the first amount
+        of images chooses the rivals' settings for the others."""
+        return affordable(self.target_macs, *self.target.input_size[1:]) < FEWEST
 
     @cached_property
     def train(self) -> ImageSource:

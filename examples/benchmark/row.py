@@ -23,7 +23,9 @@ from .clock import Clock
 from .methods.base import Method, Settings
 from .problem import Problem
 
-VERSION = 1  # of the harness: raise it when figures change, and rows are made anew
+VERSION = 2  # of the harness: raise it when figures change, and rows are made anew
+# 1: tuning for ten epochs; 2: for as many steps as README.md says, linear probes cross-validated
+COMPARABLE = {"tuning": 2}  # rows of this kind are shown from this version on
 SOURCE = Path(pnc_cli.__file__).parent
 NUMERIC = [
     *(f"{room}/*.py" for room in ("network", "channels", "branch", "placement")),
@@ -64,6 +66,12 @@ class Row:
     tuning_seconds: float  # to choose the settings (0: chosen with another seed)
     peak_megabytes: float  # above the images and networks that were loaded before
     threads: int
+    version: int = 1  # of the harness that made it
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it may stand beside rows that are made now."""
+        return self.version >= COMPARABLE.get(self.kind, 1)
 
 
 def key_of(problem: Problem, method: Method) -> str:
@@ -84,7 +92,7 @@ def _code() -> str:
     return h.hexdigest()
 
 
-def measure(problem: Problem, method: Method, known: Settings | None, target_macs: int) -> Row:
+def measure(problem: Problem, method: Method, known: Settings | None) -> Row:
     """Makes ``method`` and measures it.  Raises ``Skipped`` where it does not apply."""
     problem.warm()  # not on the row's clock
     with Peak() as peak:
@@ -107,7 +115,7 @@ def measure(problem: Problem, method: Method, known: Settings | None, target_mac
         added_parameters=made.added_parameters,
         added_macs=made.added_macs,
         target_parameters=network.parameters,
-        target_macs=target_macs,
+        target_macs=problem.world.target_macs,
         latency=speed,
         bytes_shipped=made.bytes_shipped,
         bytes_to_undo=made.bytes_to_undo,
@@ -116,6 +124,7 @@ def measure(problem: Problem, method: Method, known: Settings | None, target_mac
         tuning_seconds=round(made.tuning.wall, 3),
         peak_megabytes=round(peak.megabytes, 1),
         threads=torch.get_num_threads(),
+        version=VERSION,
     )
 
 

@@ -66,7 +66,9 @@ class Scenario:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     test_images: int = 2000  # at most; the same for every seed
     flip: bool = True  # whether a mirrored image is still of its class
-    epochs: int = 10  # of every rival that is trained; while its settings are chosen, half
+    steps: int | None = (
+        None  # that a trained rival may take at most; None: by the work (training.py)
+    )
     pnc: list[Variant] = field(default_factory=lambda: list(DEFAULT_PNC))
     methods: list[str] | None = None  # None: all
     make: str | None = None  # "digits": the harness writes the images and both checkpoints

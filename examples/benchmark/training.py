@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,34 @@ from pnc_cli.network.load import Network
 
 from .scenario import Skipped
 
-BATCH = 50
 SHIFT = 8  # images are shifted by at most an eighth of their size
+
+# The budget of a rival that is trained, in steps of the optimiser (README.md, "The rivals' budget").
+WORK = 1e12  # multiply-accumulates of training: about 40 CPU seconds on small networks
+FEWEST, MOST = 500, 1000  # steps that it is at least and at most
+TRAINING = 3  # forward passes that the training of an image costs: forward, and twice that back
+
+# Images that are run together: as many pixels as memory holds, whatever the images' size.
+PIXELS = 800_000  # of a training batch
+LARGEST, SMALLEST = 50, 16  # images of one
+ANSWERED = 4  # times as many where no gradients are kept
+
+Rows = tuple[Tensor, Tensor]  # of a classifier: weight (K, D) and bias (K,)
+
+
+def batch_of(height: int, width: int) -> int:
+    """Images of a training batch: 50 of 32 x 32 pixels, 16 of 224 x 224."""
+    return min(LARGEST, max(SMALLEST, PIXELS // (height * width)))
+
+
+def affordable(macs: int, height: int, width: int) -> int:
+    """Steps that ``WORK`` pays for, of a network of ``macs`` an image; no fewest and no most."""
+    return max(1, round(WORK / (TRAINING * batch_of(height, width) * macs)))
+
+
+def budget(macs: int, height: int, width: int) -> int:
+    """The most steps that a rival may take."""
+    return min(MOST, max(FEWEST, affordable(macs, height, width)))
 
 
 class GrownHead(nn.Module):
@@ -54,17 +79,20 @@ def head_of(model: nn.Module) -> GrownHead:
 
 
 def fit_rows(
-    pre: Tensor, z_old: Tensor, label: Tensor, old: int, new: int, *, decay: float
-) -> tuple[Tensor, Tensor]:
-    """New rows (K, D), (K,) by cross-entropy over all classes, the old logits (N, old) as they are.
+    pre: Tensor, z_old: Tensor, label: Tensor, rows: int, *, decay: float, start: Rows | None = None
+) -> Rows:
+    """Rows (K, D), (K,) by cross-entropy over [the classes of ``z_old`` (N, old), as they are, the
+    K classes of the rows]; without columns in ``z_old`` over those of the rows alone.
 
-    ``pre`` (N, D) are the pre-logits.  Convex, solved by L-BFGS; ``decay`` is for features of unit
-    variance.
+    ``pre`` (N, D) are the pre-logits.  Convex, solved by L-BFGS, from the solution ``start`` where
+    one is near; ``decay`` is for features of unit variance.
     """
     centre, scale = pre.mean(0), pre.std(0).clamp(min=1e-6)
     x = (pre - centre) / scale
-    weight = torch.zeros(new, x.shape[1], requires_grad=True)
-    bias = torch.zeros(new, requires_grad=True)
+    weight, bias = torch.zeros(rows, x.shape[1]), torch.zeros(rows)
+    if start is not None:
+        weight, bias = start[0] * scale, start[1] + start[0] @ centre
+    weight.requires_grad_(True), bias.requires_grad_(True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -84,41 +112,55 @@ def fit(
     model: nn.Module,
     images: Tensor,
     label: Tensor,
+    index: Tensor,
     how: Preprocessing,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     *,
     learning_rate: float,
-    epochs: int,
+    steps: int,
     seed: int,
     flip: bool,
     train_norms: bool,
     penalty: Callable[[], Tensor] | None = None,
 ) -> None:
-    """Trains the parameters of ``model`` that require gradients.
+    """Trains the parameters of ``model`` that require gradients on ``images[index]``.
 
     ``loss`` takes the batch (B, C, H, W), its logits and its labels.  ``train_norms`` lets
-    batch normalisation use and move its statistics.
+    batch normalisation use and move its statistics.  Channels-last, which is a fifth to a third
+    faster on a CPU.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    steps = epochs * math.ceil(len(label) / BATCH)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
-    model.train(train_norms)
-    for _ in range(epochs):
-        for index in torch.randperm(len(label), generator=generator).split(BATCH):
-            if train_norms and len(index) == 1:
-                continue
-            x = normalize(shifted(images[index], generator, flip=flip), how)
-            value = loss(x, model(x), label[index])
-            if penalty is not None:
-                value = value + penalty()
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
+    model.train(train_norms).to(memory_format=torch.channels_last)
+    for drawn in drawings(len(index), steps, batch_of(*images.shape[2:]), generator):
+        picked = index[drawn]
+        x = normalize(shifted(images[picked], generator, flip=flip), how)
+        x = x.contiguous(memory_format=torch.channels_last)
+        value = loss(x, model(x), label[picked])
+        if penalty is not None:
+            value = value + penalty()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
     model.eval()
+
+
+def drawings(count: int, steps: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of indices below ``count``, ``steps`` of them: pass after pass, each in a new order.
+
+    What is left over of a pass and too little to tell its statistics (under half a batch) is left
+    out, but where it is the whole of it.
+    """
+    made = 0
+    while made < steps:
+        for drawn in torch.randperm(count, generator=generator).split(batch):
+            if made < steps and (2 * len(drawn) >= min(batch, count)):
+                made += 1
+                yield drawn
 
 
 def shifted(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
@@ -138,4 +180,5 @@ def shifted(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor, how: Preprocessing) -> Tensor:
     """Logits (N, C) of uint8 ``images``."""
-    return torch.cat([model(normalize(images[b], how)) for b in batches(len(images), 250)])
+    together = ANSWERED * batch_of(*images.shape[2:])
+    return torch.cat([model(normalize(images[b], how)) for b in batches(len(images), together)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..scenario import Scenario
-from . import bound, cloning, light, reference, tuning
+from . import bound, cloning, light, probe, reference, tuning
 from .base import Made, Method
 
 __all__ = ["Made", "Method", "methods_of"]
@@ -11,7 +11,7 @@ __all__ = ["Made", "Method", "methods_of"]
 
 def methods_of(scenario: Scenario, *, upper_bound: bool = False) -> list[Method]:
     """The rows of ``scenario``: references first, pnc last."""
-    every = [*reference.METHODS, *tuning.METHODS, *light.METHODS]
+    every = [*reference.METHODS, *probe.METHODS, *tuning.METHODS, *light.METHODS]
     every += bound.METHODS if upper_bound else []
     if scenario.methods is not None:
         names = [m.name for m in every]

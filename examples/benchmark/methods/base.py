@@ -15,6 +15,7 @@ from ..training import fit_rows, logits
 
 Settings = dict[str, Any]
 DECAY = 1e-2  # of new rows that something else goes on to train
+SHARES = (1 / 3, 1.0)  # of the budget of steps, that a rival chooses from
 
 
 @dataclass
@@ -52,41 +53,53 @@ class Method:
         return self.kind in ("both", "pnc")
 
 
+Make = Callable[[Problem, Tensor, Settings], Made]  # from the few images of these indices
+
+
 def tuned(
     problem: Problem,
     known: Settings | None,
     grid: list[Settings],
-    make: Callable[[Problem, Tensor, Settings], Made],
+    make: Make,
+    shares: tuple[float, ...] = SHARES,
 ) -> Made:
-    """``make`` on all images with the settings of ``grid`` that did best on the held-out images
-    after learning from the others (by the mean accuracy on original and clone classes).
+    """``make`` on all images with the settings of ``grid``, and the number of steps, that did best
+    on the held-out images after learning from the others.
 
-    ``make`` is also told "epochs"; while choosing, half of the scenario's.
+    Steps are ``shares`` of the budget.  All of the grid is tried with the fewest, what did best
+    then with the others, each time with a schedule of that many steps.
     """
-    epochs = problem.scenario.epochs
     clock = Clock()
     if known is None:
-        scores = []
-        for settings in grid:
-            made = make(
-                problem,
-                (~problem.held_out).nonzero()[:, 0],
-                {**settings, "epochs": max(1, epochs // 2)},
-            )
-            scores.append(held_out_average(problem, made))
-        known = grid[max(range(len(grid)), key=scores.__getitem__)]
+        rest = (~problem.held_out).nonzero()[:, 0]
+        few, *more = [max(1, round(share * problem.world.steps)) for share in shares]
+
+        def score(settings: Settings) -> float:
+            return held_out_score(problem, make(problem, rest, settings))
+
+        tried = [(score(s), s) for s in ({**s, "steps": few} for s in grid)]
+        _, best = max(tried, key=lambda t: t[0])
+        tried += [(score(s), s) for s in ({**best, "steps": n} for n in more)]
+        _, known = max(tried, key=lambda t: t[0])
     tuning = clock.passed()
-    made = make(problem, torch.arange(len(problem.held_out)), {**known, "epochs": epochs})
+    made = make(problem, torch.arange(len(problem.held_out)), known)
     made.settings, made.tuning = known, tuning
     return made
 
 
-def held_out_average(problem: Problem, made: Made) -> float:
+def held_out_score(problem: Problem, made: Made) -> float:
     held, few = problem.held_out, problem.few
     split = Split(few.target[held], [s[held] for s in few.sources], few.label[held])
-    right = made.predict(split).argmax(1) == split.label
-    new = split.label >= problem.old
-    return (right[new].double().mean() + right[~new].double().mean()).item() / 2
+    return score_of(problem, made.predict(split), split.label)
+
+
+def score_of(problem: Problem, z: Tensor, label: Tensor) -> float:
+    """Mean of the accuracies on original and on clone classes, averaged with the same of the
+    probability of the right class, as pnc's search does: few images alone are a coarse measure."""
+    right = (z.argmax(1) == label).double()
+    worth = (right + z.softmax(1).gather(1, label[:, None])[:, 0]) / 2
+    new = label >= problem.old
+    return (worth[new].mean() + worth[~new].mean()).item() / 2
 
 
 def first_rows(problem: Problem, index: Tensor, *, originals: bool = True) -> tuple[Tensor, Tensor]:
@@ -101,7 +114,7 @@ def first_rows(problem: Problem, index: Tensor, *, originals: bool = True) -> tu
     if not originals:
         new = label >= problem.old
         pre, z, label = pre[new], z[new][:, :0], label[new] - problem.old
-    return fit_rows(pre, z, label, problem.old, problem.new, decay=DECAY)
+    return fit_rows(pre, z, label, problem.new, decay=DECAY)
 
 
 def predictor(problem: Problem, model: nn.Module) -> Callable[[Split], Tensor]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..problem import Problem
-from ..training import fit, grown
+from ..training import batch_of, fit, grown
 from .base import Made, Method, Settings, first_rows
 from .tuning import changed_in_place
 
@@ -20,10 +20,11 @@ def joint_training(problem: Problem, known: Settings | None) -> Made:
         model.requires_grad_(True),
         every.target,
         every.label,
+        torch.arange(len(every.label)),
         problem.target.ref.preprocessing,
         lambda x, z, y: F.cross_entropy(z, y),
         learning_rate=1e-3,
-        epochs=EPOCHS,
+        steps=EPOCHS * -(-len(every.label) // batch_of(*every.target.shape[2:])),
         seed=problem.seed,
         flip=problem.scenario.flip,
         train_norms=True,

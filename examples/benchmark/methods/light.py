@@ -181,8 +181,9 @@ def train_some(
     few = problem.few
     fit(
         model,
-        few.target[index],
-        few.label[index],
+        few.target,
+        few.label,
+        index,
         problem.target.ref.preprocessing,
         lambda x, z, y: F.cross_entropy(z, y),
         seed=problem.seed,

@@ -16,26 +16,12 @@ from torch import Tensor, nn
 from pnc_cli.data import normalize, spread
 
 from ..problem import Problem
-from ..training import fit, fit_rows, grown, head_of, logits
-from .base import Made, Method, Settings, first_rows, predictor, size, tuned
+from ..training import fit, grown, head_of, logits
+from .base import SHARES, Made, Method, Settings, first_rows, predictor, size, tuned
 
 RATES = [{"learning_rate": r} for r in (3e-4, 1e-3, 3e-3)]
+FEWER = (1 / 16, 1 / 4)  # of the budget of steps: without originals more only forgets more
 TEMPERATURE = 2.0  # of distillation, as in Li and Hoiem (ECCV 2016)
-
-
-def linear_probe(problem: Problem, known: Settings | None) -> Made:
-    """New rows on the frozen target's pre-logits; they compete with the old logits as they are."""
-
-    def make(problem: Problem, index: Tensor, settings: Settings) -> Made:
-        seen = problem.few_features
-        pre, z = seen.pre[index], seen.logits[index]
-        rows = fit_rows(
-            pre, z, problem.few.label[index], problem.old, problem.new, decay=settings["decay"]
-        )
-        model = grown(problem.target, *rows)
-        return shipped_apart(problem, model, [], lambda: model)
-
-    return tuned(problem, known, [{"decay": d} for d in (1e-4, 1e-3, 1e-2, 1e-1)], make)
 
 
 def fine_tune(*, originals: bool):
@@ -48,7 +34,8 @@ def fine_tune(*, originals: bool):
         return changed_in_place(problem, model)
 
     grid = RATES if originals else [{"learning_rate": r} for r in (3e-5, 3e-4)]
-    return lambda problem, known: tuned(problem, known, grid, make)
+    shares = SHARES if originals else FEWER
+    return lambda problem, known: tuned(problem, known, grid, make, shares)
 
 
 def without_forgetting(*, originals: bool):
@@ -74,8 +61,8 @@ def without_forgetting(*, originals: bool):
         train_all(problem, model, index, loss, settings)
         return changed_in_place(problem, model)
 
-    grid = RATES if originals else RATES[:2]
-    return lambda problem, known: tuned(problem, known, grid, make)
+    grid, shares = (RATES, SHARES) if originals else (RATES[:2], FEWER)
+    return lambda problem, known: tuned(problem, known, grid, make, shares)
 
 
 def elastic(problem: Problem, known: Settings | None) -> Made:
@@ -136,8 +123,9 @@ def train_all(
     few = problem.few
     fit(
         model,
-        few.target[index],
-        few.label[index],
+        few.target,
+        few.label,
+        index,
         problem.target.ref.preprocessing,
         loss,
         seed=problem.seed,
@@ -200,7 +188,6 @@ def _plain(name: str) -> str:
 
 
 METHODS = [
-    Method("linear probe", linear_probe, "tuning"),
     Method("fine-tuning, clone images only", fine_tune(originals=False), "tuning"),
     Method("fine-tuning with replay", fine_tune(originals=True), "tuning"),
     Method("LwF", without_forgetting(originals=True), "tuning"),
