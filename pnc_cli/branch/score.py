@@ -19,7 +19,7 @@ class Scores:
     joint: float | None  # all images, among all classes
     locality: float | None  # original images whose predicted class the patch leaves alone
     soft: float | None  # mean probability of the right class, original and clone images alike
-    each: Tensor  # (N,) of each image: whether it is right, averaged with the right class's probability
+    right: Tensor  # (N,) bool
     error: float | None  # standard error of the average accuracy
 
     @property
@@ -29,7 +29,7 @@ class Scores:
         return (self.original + self.clone) / 2
 
 
-UNKNOWN = Scores(None, None, None, None, None, None, torch.zeros(0), None)
+UNKNOWN = Scores(None, None, None, None, None, None, torch.zeros(0).bool(), None)
 
 
 def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
@@ -50,7 +50,7 @@ def score(z_t: Tensor, z_new: Tensor, label: Tensor) -> Scores:
         joint=share(right) if bool((~new).any()) else None,
         locality=share((predicted == alone)[~new]),
         soft=soft,
-        each=(right + sure) / 2,
+        right=right,
         error=standard_error(right, new),
     )
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from ..data import Progress, no_progress
 from ..plan import HEAD_ONLY, Candidate
-from .judge import price
-from .ranking import below, moved, ranked
-from .study import Study
+from .ranking import below, moved, ranked, worth
+from .study import RECOVERED, Study
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,13 @@ def take_cheapest_as_good(
 ) -> Found:
     """The one with fewest MACs that is as good as the best by one standard error.
 
-    What less than a whole module regains is a guess until it is refined, so it is refined for a
-    few passes before it is taken; what is learned of it holds for other shares of the same too.
+    Of what less than a whole module loses, refining wins back about ``RECOVERED``.  How much is a
+    guess until it is refined, so it is refined for a few passes before it is taken, and has to be as
+    good then, ``RECOVERED`` of what it still loses taken for won.
     """
     found = list(candidates)
     settled = [c for c in found if study.is_settled(c) and not c.place.is_head_only]
-    best = max(settled, key=lambda c: _worth(study, c))
+    best = max(settled, key=worth)
     work = study.limits.work(study.limits.trials, study.material.plain_macs)
     refused = {best.place}
     while True:
@@ -80,13 +80,10 @@ def take_cheapest_as_good(
 
 def _as_good(study: Study, c: Candidate, best: Candidate) -> bool:
     error = study.judge.difference_error(c.place, best.place)
-    copies = not c.place.is_head_only
-    return copies and error is not None and _worth(study, c) >= _worth(study, best) - error
-
-
-def _worth(study: Study, c: Candidate) -> float:
-    """The score, whatever it costs."""
-    return c.score + price(study.grid, c.macs)
+    if c.place.is_head_only or error is None:
+        return False
+    short = worth(best) - worth(c)
+    return short * (1.0 if c.place.is_whole else 1.0 - RECOVERED) <= error
 
 
 def _moved(other: Candidate, before: Candidate, now: Candidate) -> Candidate:

@@ -40,7 +40,7 @@ class Judge:
 
     def __init__(self, whole: Task, material: Material) -> None:
         self.whole, self.material = whole, material
-        self._each: dict[Place, Tensor] = {}  # of the held-out images, where all were looked at
+        self._right: dict[Place, Tensor] = {}  # of the held-out images, where all were looked at
 
     @cached_property
     def shrinkage(self) -> float:
@@ -57,19 +57,21 @@ class Judge:
         return Levels(mean_logit(pair.source, pair.head), self.material.task.levels)
 
     def difference_error(self, a: Place, b: Place) -> float | None:
-        """Standard error of the difference of two candidates' worth, image by image; None where they
+        """Standard error of the difference of two candidates' averages, image by image; None where they
         were not both judged on all images."""
-        if a not in self._each or b not in self._each:
+        if a not in self._right or b not in self._right:
             return None
         task = self.material.task
-        return standard_error(self._each[a] - self._each[b], task.is_new[task.judged])
+        return standard_error(
+            self._right[a].double() - self._right[b].double(), task.is_new[task.judged]
+        )
 
     def head_only(self) -> Candidate:
         """The candidate without a copied part, of a task with images of original classes."""
         material, whole = self.material, self.whole
         nothing = Evidence.without_branch(material.target_pre, material.z_t, material.task.new)
         known = self._scores(nothing, torch.arange(len(material.task.ids)))
-        self._each[HEAD_ONLY] = known.each
+        self._right[HEAD_ONLY] = known.right
         join = join_numbers(material.target_pre.shape[1], 0, whole)
         return _candidate(HEAD_ONLY, known, _worth(known, 0.0), 0.0, Amounts(join, join, 4 * join))
 
@@ -115,7 +117,7 @@ class Judge:
             known = self._scores(Evidence(*shown), index)
             worth = _worth(known, fit)
             if len(index) == len(self.material.task.ids):
-                self._each[place] = known.each
+                self._right[place] = known.right
         adds = self.adds(*branch)
         return _candidate(place, known, worth - price(self.material.pair, adds.macs), fit, adds)
 

@@ -28,7 +28,7 @@ from .study import Study
 # Resolutions of a cut's grid, tried where a budget leaves no room for all of it:
 COARSER = (0.67, 0.5)
 # (share of a module's cost, resolution), tried beside all of a module where there is room for it:
-LESS = ((0.5, 1.0), (1.0, 0.67), (0.25, 1.0), (0.7, 1.0), (1.0, 0.5))
+LESS = ((0.5, 1.0), (0.7, 1.0), (0.25, 1.0), (1.0, 0.67), (1.0, 0.5))
 LEAST = 1 / 8  # share of a pair that has to fit a budget for the pair to be tried
 
 

@@ -247,7 +247,7 @@ class Study:
         # A share is of MACs and parameters alike, but what is pruned for its MACs may lose more
         # parameters than its share, and mixing adds some: only trying tells.
         shares = [min(max(round(s, 2), least), 1.0) for s in limits]
-        low, high = least, min(1.0, max(shares) + FINELY)
+        low, high = least, 1.0
         share = min(shares)
         while high - low > FINELY:
             if self._adds(dense.with_share(share)).within(room):

@@ -9,7 +9,6 @@ import torch
 
 from pnc_cli.branch.score import standard_error
 from pnc_cli.limits import LIMITS
-from pnc_cli.placement import choice
 from pnc_cli.placement.choice import take_best, take_cheapest_as_good
 from pnc_cli.plan import HEAD_ONLY, Candidate
 
@@ -57,12 +56,8 @@ class Study:
 
     def try_out(self, c):
         self.tried.append(c.tap)
-        return msgspec.structs.replace(c, score=self.refined[c.tap, c.share])
-
-
-@pytest.fixture(autouse=True)
-def free_of_charge(monkeypatch):
-    monkeypatch.setattr(choice, "price", lambda grid, macs: 0.0)
+        worth = self.refined[c.tap, c.share]
+        return msgspec.structs.replace(c, score=worth, average_accuracy=worth)
 
 
 FLOOR = candidate("-", 0.5, 0, cut="-", share=0.0)
@@ -89,16 +84,18 @@ def test_no_copied_part_is_never_taken_by_itself():
     assert found.best is best and found.candidates[0] is floor
 
 
-def test_a_guess_is_refined_before_it_is_taken_and_speaks_for_its_other_shares():
+def test_a_guess_is_refined_before_it_is_taken():
     whole = candidate("a", 0.80, 100)
-    quarter, half = candidate("p", 0.795, 25, share=0.25), candidate("p", 0.80, 50, share=0.5)
-    study = Study(refined={("p", 0.25): 0.70, ("p", 0.5): 0.81})
+    quarter, half = candidate("p", 0.785, 25, share=0.25), candidate("p", 0.79, 50, share=0.5)
+    study = Study(refined={("p", 0.25): 0.77})
     found = take_cheapest_as_good(study, [whole, quarter, half])
-    assert study.tried == ["p"], "0.095 less than thought, so the half has 0.705: not worth a trial"
-    assert found.best is whole
-    study = Study(refined={("p", 0.25): 0.80})
+    assert study.tried == ["p"] and found.best.share == 0.5
+    study = Study(refined={("p", 0.25): 0.79})
     found = take_cheapest_as_good(study, [whole, quarter, half])
-    assert found.best.share == 0.25 and found.best.score == 0.80
+    assert found.best.share == 0.25 and found.best.score == 0.79
+    study = Study(refined={})
+    far = candidate("p", 0.77, 25, share=0.25)  # even if half of it were won back
+    assert take_cheapest_as_good(study, [whole, far]).best is whole and study.tried == []
 
 
 def test_without_work_left_nothing_that_is_a_guess_is_taken():
