@@ -39,6 +39,8 @@ class Variant:
     epochs: int | None = None
     taps: list[str] = field(default_factory=list)  # of the search; all when empty
     cuts: list[str] = field(default_factory=list)
+    head_only: bool = False  # no copied part
+    unlabelled: int = 0  # images of all classes whose labels are not looked at
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ DEFAULT_PNC = (
     Variant("pnc, half", of_pair=0.5),
     Variant("pnc, quarter", of_pair=0.25),
     Variant("pnc, no originals", originals=False),
+    Variant("pnc, 400 unlabelled", originals=False, unlabelled=400),
+    Variant("pnc, no copied part", head_only=True),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from pnc_cli import load
 from pnc_cli.branch.make import Recipe, make_clone
 from pnc_cli.branch.task import Task, default_name, gather
+from pnc_cli.data import choose, framed_like, load_images
 from pnc_cli.errors import Incompatible
 from pnc_cli.files.clone_file import write_clone
 from pnc_cli.files.patch import eject, inject
@@ -23,13 +24,15 @@ from pnc_cli.manifest import Manifest
 from pnc_cli.placement.grid import Grid, make_grid
 from pnc_cli.placement.search import Budget, search
 from pnc_cli.placement.study import Study
-from pnc_cli.plan import Candidate
+from pnc_cli.plan import HEAD_ONLY_CANDIDATE, Candidate
 
 from ..clock import Clock, Spent
 from ..problem import Problem
 from ..scenario import Skipped, Variant
 from ..training import logits
 from .base import Made, Method, Settings, predictor
+
+APART = 1000  # seeds that unlabelled images are drawn with are so much higher
 
 
 def methods(variants: list[Variant]) -> list[Method]:
@@ -49,10 +52,16 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
             problem, task_of, k, variant.originals, tuple(variant.taps), tuple(variant.cuts)
         )
         task, grid = given.made
-        study = _shared(problem, _study, task, grid)
-        found = _shared(problem, _search, task, grid, study.made, _budget(variant, task, grid))
+        if variant.head_only:
+            found = Shared(HEAD_ONLY_CANDIDATE, Spent())
+        else:
+            study = _shared(problem, _study, task, grid)
+            found = _shared(problem, _search, task, grid, study.made, _budget(variant, task, grid))
+            shared += study.saved
+        if variant.unlabelled:
+            task = _shared(problem, _with_pool, task, variant.unlabelled).made
         clone = _shared(problem, _clone, task, grid, found.made, variant.epochs)
-        shared += given.saved + study.saved + found.saved + clone.saved
+        shared += given.saved + found.saved + clone.saved
         manifest, tensors = clone.made
         clones.append(place / f"clone{k}.safetensors")
         write_clone(clones[-1], manifest, tensors)
@@ -103,6 +112,15 @@ def task_of(
         seed=problem.seed,
     )
     return task, make_grid(network, problem.target, taps, cuts)
+
+
+def _with_pool(problem: Problem, task: Task, count: int) -> Task:
+    """``task`` with so many images of all classes that it may not see the labels of."""
+    source, target = task.source.ref.preprocessing, task.target.ref.preprocessing
+    each = -(-count // len(problem.names))
+    drawn = choose(problem.world.train, problem.names, each, problem.seed + APART)
+    views = [target, framed_like(source, target)]
+    return replace(task, pool=load_images(problem.world.train, drawn, views))
 
 
 def _study(problem: Problem, task: Task, grid: Grid) -> Study:
