@@ -15,8 +15,7 @@ each standing at m of the C.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -33,22 +32,31 @@ ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
 
 
 def energies(
-    module: Module, features: Tensor, groups: list[Group], together: int = 64
+    part: nn.Module, moments: Mapping[str, Tensor], groups: list[Group]
 ) -> Iterator[np.ndarray]:
-    """G of each group's channels, (n, n): the sum over its readers, each as a share of its all.
-
-    One at a time, and what was summed up for it is dropped then: together they are large.
-    """
-    moments = _moments(module, features, _readers(groups), together)
-    left = Counter(r for g in groups for r in g.readers)
+    """G of each group's channels, (n, n), one at a time: the sum over its readers, each as a share of
+    its all; ``moments`` as :func:`moments_of` finds them."""
     for g in groups:
-        total = np.zeros((g.size, g.size))
+        energy = np.zeros((g.size, g.size))
         for r in g.readers:
-            left[r] -= 1
-            moment = moments[r] if left[r] else moments.pop(r)
-            gram = _gram(layer_of(module.part, r).weight, moment)
-            total += _within(gram, g.sites[r, 1]) / max(gram.sum().item(), 1e-12)
-        yield total
+            gram = squares_of(part, r) * moments[r].double()
+            energy += _within(gram, g.sites[r, 1]) / max(gram.sum().item(), 1e-12)
+        yield energy
+
+
+def read_and_used(
+    part: nn.Module, moments: Mapping[str, Tensor], group: Group
+) -> tuple[np.ndarray, np.ndarray]:
+    """E[a a'] of a group's channels, a mean over its readers, each of unit trace, and W'W, a sum over
+    them, each as a share of its energy; (n, n)."""
+    read, used = np.zeros((group.size, group.size)), np.zeros((group.size, group.size))
+    for r in group.readers:
+        moment, squares = moments[r].double(), squares_of(part, r)
+        size = max(moment.trace().item(), 1e-12)
+        energy = max((squares * moment).sum().item(), 1e-12)
+        read += _within(moment, group.sites[r, 1]) / size / len(group.readers)
+        used += _within(squares, group.sites[r, 1]) * size / energy
+    return read, used
 
 
 def movements(
@@ -146,12 +154,13 @@ def _of_group(given: dict[str, Tensor], group: Group) -> Tensor:
 
 
 @torch.no_grad()
-def _moments(
-    module: Module, features: Tensor, readers: list[str], together: int = 64
+def moments_of(
+    module: Module, features: Tensor, groups: list[Group], together: int = 64
 ) -> dict[str, Tensor]:
-    """E[a a'] of each reader's inputs, (C, C)."""
+    """E[a a'] of what each reader of ``groups`` reads, (C, C)."""
     moments: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
+    readers = _readers(groups)
     axes = {r: channel_axis(layer_of(module.part, r)) for r in readers}
     per_batch = max(1, ROWS // max(1, -(-len(features) // together)))
 
@@ -167,10 +176,10 @@ def _moments(
     return {r: moments[r] / rows[r] for r in readers}
 
 
-def _gram(weight: Tensor, moment: Tensor) -> Tensor:
-    """G = (W'W) * E[a a'] of a layer's ``weight``, (C, C) in float64."""
-    w = weight.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, O k k)
-    return (w @ w.T) * moment.double()
+def squares_of(part: nn.Module, reader: str) -> Tensor:
+    """W'W of a reader, (C, C) in float64: a sum over outputs and taps."""
+    w = layer_of(part, reader).weight.detach().cpu().double().transpose(0, 1).flatten(1)
+    return w @ w.T  # w is (C, O k k)
 
 
 def _within(gram: Tensor, indices: np.ndarray) -> np.ndarray:

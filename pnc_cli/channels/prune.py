@@ -1,13 +1,13 @@
 """Local(.): the share of the source's channels that the clone classes need.
 
 Channels are judged on localised samples: clone images, and neighbours of them with random patches
-masked.  What is missing without a set of channels is counted in two ways (``contributions.py``):
-the energy that it gives to the layers that read it, and how far it moves the answers for the clone
-classes.  Energy alone knows nothing of what later layers ignore, and answers alone are blind where
-they are sure of themselves, so the sum is taken.  Channels are removed one by one, each time the
-one that leaves the least missing, so channels that cancel or repeat each other go together.  How
-much a group of channels may lose is settled by its sensitivity: how far the answers really move
-when half of the group is masked.  Weights are copied, never trained.
+masked.  What is missing without a set of channels is counted in two ways: the energy that the
+layers which read it are no longer given, and how far the answers for the clone classes move
+(``contributions.py``); of either only what the channels that stay cannot tell, as a pruned module's
+layers read mixtures of those (``restored.py``).  Channels are removed step by step, each time those
+that leave the least missing.  How much a group of channels may lose is settled by its sensitivity:
+how far the answers really move when half of the group is only told from the other half.  Weights
+are copied, never trained.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ from torch import Tensor, nn
 from ..data import batches, spread
 from ..manifest import Kept, ModuleTensor
 from ..network.part import Module, resize, sharing
-from .contributions import ANSWERS, energies, log_answers, movements
+from .contributions import (
+    ANSWERS,
+    energies,
+    log_answers,
+    moments_of,
+    movements,
+    read_and_used,
+)
 from .flow import Site
 from .groups import Chosen, Group, kept_indices, prunable_groups, shrink_graph
 from .layers import Watcher, layer_of, watching
+from .restored import elimination_order, restored
 
 STEPS = 32  # a group loses its channels in so many steps
 FLOOR = 1 / 16  # share of a group's channels that always stays
@@ -87,16 +95,19 @@ def rank_groups(
     some = features[spread(len(features), work.samples())]
     few = some[spread(len(some), work.masked(len(groups)))]
     answers = _answers(module, few, work.together)
+    looked_at = features[spread(len(features), work.looked_at())]
+    moments = moments_of(module, looked_at, groups, work.together)
+    moved = movements(module, some, groups, work.with_gradients)
     ranked = []
-    for g, energy, movement in zip(
-        groups,
-        energies(module, features[spread(len(features), work.looked_at())], groups, work.together),
-        movements(module, some, groups, work.with_gradients),
-    ):
-        order, missing = greedy_order(_unit_trace(energy) + CURVED * _unit_trace(movement))
+    for g, energy, movement in zip(groups, energies(module.part, moments, groups), moved):
+        if all(g.sites[r, 1].shape[1] == 1 for r in g.readers):
+            read, used = read_and_used(module.part, moments, g)
+            order, missing = elimination_order(read, used, _unit_trace(movement))
+        else:
+            order, missing = greedy_order(_unit_trace(energy) + CURVED * _unit_trace(movement))
         half = np.ones(g.size, dtype=bool)
         half[order[: g.size // 2]] = False
-        with masked(module.part, [(g, half)]):
+        with restored(module.part, g, half, moments):
             damage = _divergence(answers, _answers(module, few, work.together))
         ranked.append(Ranked(g, order, missing, damage / max(missing[g.size // 2], 1e-9)))
     return ranked

@@ -85,7 +85,7 @@ def test_channels_are_weighed_where_the_module_is(network):
     with fake_gpu():
         gone, features = moved(module), there(torch.zeros(6, *at.layout.shape))
         readers = sorted({r for g in groups for r in g.readers})
-        grams = contributions._moments(gone, features, readers)
+        grams = contributions.moments_of(gone, features, groups)
         assert {g.device.type for g in grams.values()} == {"cpu"}
         answers, inputs = contributions._watched(gone, readers, features)
         assert answers.device.type == GPU  # back from there needs a real one
