@@ -35,13 +35,15 @@ class Amounts(NamedTuple):
 def of_module(pair: Pair, place: Place, columns: list[int], module: Module) -> Amounts:
     """What ``module`` adds, a share of the part after the place's cut for the classes ``columns``, with
     the mixing of its inputs."""
-    mixing = numbers_of(module.part, shapes_of(pair.part(place.cut, columns)[0].part))
+    own, mixing = numbers_of_module(pair.part(place.cut, columns)[0], module)
     copied = sum(t.numel() * t.element_size() for t in module.part.state_dict().values())
-    return Amounts(
-        module_macs(pair, place, columns, module),
-        sum(p.numel() for p in module.parameters()) + mixing,
-        copied + 4 * mixing,
-    )
+    return Amounts(module_macs(pair, place, columns, module), own + mixing, copied + 4 * mixing)
+
+
+def numbers_of_module(dense: Module, module: Module) -> tuple[int, int]:
+    """Parameters of ``module``, a share of ``dense``, and numbers of the mixing of its inputs."""
+    mixing = numbers_of(module.part, shapes_of(dense.part))
+    return sum(p.numel() for p in module.parameters()), mixing
 
 
 def join_numbers(target: int, branch: int, task: Task) -> int:

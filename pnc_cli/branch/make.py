@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..allocator import give_back_freed_memory
-from ..data import Progress, no_progress
+from ..data import Images, Progress, no_progress
 from ..files.clone_file import RawTensor, raw_sha256
 from ..files.opened import open_checkpoint
 from ..limits import LIMITS, Limits
@@ -24,7 +24,6 @@ from ..network.part import slice_tensor
 from ..network.position import Position
 from ..network.tensors import raw_tensor, read_tensors
 from ..plan import Candidate, Place
-from . import mixing
 from .fit_join import Evidence, Levels, fit_join, fit_with_pool
 from .join import Join
 from .material import Fits, Material
@@ -71,7 +70,7 @@ def make_clone(
         evidence = evidence_of(material, place, branch, progress)
     pool = None
     if branch is not None and task.pool is not None:
-        pool = _evidence_of_pool(task, pair, place, branch, limits)
+        pool = _evidence_of_pool(task, task.pool, pair, place, branch, limits)
     join, _ = join_of(task, pair, evidence, ~task.held_out, pool)
     measured = _measure(task, join, evidence, material.z_s)
     join, new_in_pool = join_of(task, pair, evidence, torch.ones_like(task.held_out), pool)
@@ -168,14 +167,11 @@ def join_of(
 
 
 def _evidence_of_pool(
-    task: Task, pair: Pair, place: Place, branch: Branch, limits: Limits
+    task: Task, pool: Images, pair: Pair, place: Place, branch: Branch, limits: Limits
 ) -> Evidence:
     """The evidence of the unlabelled images."""
-    images = task.pool
-    nothing = torch.zeros(len(images or ()), dtype=torch.bool)
-    unlabelled = replace(
-        task, images=images, pool=None, ids=torch.full((len(nothing),), -1), held_out=nothing
-    )
+    ids, none = torch.full((len(pool),), -1), torch.zeros(len(pool), dtype=torch.bool)
+    unlabelled = replace(task, images=pool, pool=None, ids=ids, held_out=none)
     return evidence_of(Material.of(unlabelled, pair, limits=limits), place, branch)
 
 
@@ -223,7 +219,7 @@ def _adapter_info(branch: Branch, learned: Mapping[str, Tensor]) -> AdapterInfo:
         kind="conv",
         kernel=branch.adapter.kernel,
         modulation=layers_of(branch.compensation.modulation),
-        mixing=mixing.layers_of(branch.compensation.mixing),
+        mixing=layers_of(branch.compensation.mixing),
         parameters=_size(learned),
     )
 

@@ -15,18 +15,20 @@ copied weights stay apart from what adapts them is Structured Pruning Adapters' 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..channels.restored import RIDGE, estimate, ridged
 from ..manifest import ModuleTensor
+from .modulation import layers_of
 
 PREFIX = "mixing."  # of these tensors among the adapter's
 MATRIX, LEFT, RIGHT = "matrix", "left", "right"  # M (k, k), or M = I + left (k, r) right (r, k)
 PART = 0.25  # of the numbers of a layer's own weight, that its mixing may have
-RIDGE_OF_INPUTS, RIDGE_OF_WEIGHTS = 1e-2, 1e-3  # of the mean of the diagonal
+RIDGE_OF_WEIGHTS = 1e-3  # of the mean of the diagonal
 
 
 def mixed_layers(part: fx.GraphModule, whole: Mapping[str, torch.Size]) -> dict[str, str]:
@@ -79,19 +81,16 @@ def mixing_of(
     for axis, indices in ((k.axis, k.indices) for k in kept.kept if k.axis == 0):
         w = w.index_select(axis, torch.tensor(indices))
     inputs = next(torch.tensor(k.indices) for k in kept.kept if k.axis == 1)
-    g = g + RIDGE_OF_INPUTS * g.diagonal().mean().clamp(min=1e-12) * torch.eye(len(g)).double()
-    estimate = torch.linalg.solve(g, cross.cpu().double().T).T  # B (C, k)
+    told = estimate(g, cross.cpu().double())  # B (C, k)
     rows = w.movedim(1, -1).flatten(0, -2)  # (out ..., C)
     own = rows[:, inputs]  # A
-    square = own.T @ own
-    ridge = RIDGE_OF_WEIGHTS * square.diagonal().mean().clamp(min=1e-12)
-    square = square + ridge * torch.eye(len(square)).double()
-    change = torch.linalg.solve(square, own.T @ (rows @ estimate - own))  # M - I
+    square = ridged(own.T @ own, RIDGE_OF_WEIGHTS)
+    change = torch.linalg.solve(square, own.T @ (rows @ told - own))  # M - I
     rank = rank_of(torch.Size((len(w), len(inputs), *w.shape[2:])))
     if rank is None:
         return {MATRIX: (torch.eye(len(change)).double() + change).float()}
     # nearest in what comes out: |A (change - left right) x~|
-    out, into = torch.linalg.cholesky(square), torch.linalg.cholesky(g)
+    out, into = (torch.linalg.cholesky(m) for m in (square, ridged(g, RIDGE)))
     u, s, v = torch.linalg.svd(out.T @ change @ into)
     root = s[:rank].clamp(min=0).sqrt()
     left = torch.linalg.solve_triangular(out.T, u[:, :rank] * root, upper=True)
@@ -144,11 +143,6 @@ def fold_mixing(part: nn.Module, mixing: Mapping[str, Tensor]) -> None:
                 )
         weight = mixed_weight(layer.weight, own).contiguous()
         layer.weight = nn.Parameter(weight, requires_grad=False)
-
-
-def layers_of(mixing: Iterable[str]) -> list[str]:
-    """The layers that a mixing's tensors belong to, each once."""
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in mixing))
 
 
 def of_layer(mixing: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:

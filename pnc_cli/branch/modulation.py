@@ -91,7 +91,7 @@ def fold(part: fx.GraphModule, modulation: Mapping[str, Tensor]) -> None:
 
 
 def layers_of(modulation: Iterable[str]) -> list[str]:
-    """The layers that a modulation's tensors belong to, each once."""
+    """The layers that a modulation's, or a mixing's, tensors belong to, each once."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in modulation))
 
 

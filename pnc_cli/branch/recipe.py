@@ -21,9 +21,8 @@ from ..network.position import INPUT
 from ..plan import Place
 from .adapter import Adapter
 from .compensation import Compensation, compensate
-from .cost import of_module
+from .cost import numbers_of_module, of_module
 from .material import Material, Sample
-from .mixing import numbers_of, shapes_of
 from .pair import Slices
 from .refine import NEIGHBOURS, PASSES, learned_from, lessons_of, refine, with_gradients
 
@@ -185,8 +184,7 @@ def localised(
     while True:
         chosen = select(dense, ranked, share, cells)
         module, kept = prune(dense, slices, chosen, sample.cuts[place.cut][:2])
-        parameters = sum(p.numel() for p in module.parameters())
-        parameters += numbers_of(module.part, shapes_of(dense.part))
+        parameters = sum(numbers_of_module(dense, module))
         enough = share <= material.limits.smallest_share
         if not most_parameters or parameters <= most_parameters or enough:
             return module, kept

@@ -21,6 +21,7 @@ from ..data import (
     spread,
 )
 from ..errors import BadInput, Incompatible, UsageError
+from ..manifest import Preprocessing
 from ..network.load import Network
 
 EVERY = 5  # one image in so many of each class is kept from every fit, for the figures
@@ -187,10 +188,7 @@ def gather(
     old = [label for label in target.labels if label in data.by_class] if originals else []
     chosen = choose(data, old, images_per_class(limit, len(old)), seed)
     chosen |= choose(data, list(folders), images_per_class(limit, len(folders)), seed)
-    views = [
-        target.ref.preprocessing,
-        framed_like(source.ref.preprocessing, target.ref.preprocessing),
-    ]
+    views = views_of(source, target)
     images = load_images(data, chosen, views, skip_bad=skip_bad, progress=progress)
     order = [*old, *folders]
     ids = torch.tensor([order.index(label) for label in images.labels])
@@ -201,6 +199,12 @@ def gather(
     some = choose(every, [""], POOL, seed)
     pool = load_images(every, some, views, skip_bad=skip_bad, progress=progress)
     return replace(task, pool=pool)
+
+
+def views_of(source: Network, target: Network) -> list[Preprocessing]:
+    """How the target and the source see an image: the source what the target is shown of it."""
+    frame = target.ref.preprocessing
+    return [frame, framed_like(source.ref.preprocessing, frame)]
 
 
 def subset(

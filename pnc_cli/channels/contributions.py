@@ -31,17 +31,14 @@ ROWS = 60_000  # of a reader's input that its second moments are taken from
 ANSWERS = 4  # of each sample that are looked at: all classes, or so many drawn
 
 
-def energies(
-    part: nn.Module, moments: Mapping[str, Tensor], groups: list[Group]
-) -> Iterator[np.ndarray]:
-    """G of each group's channels, (n, n), one at a time: the sum over its readers, each as a share of
-    its all; ``moments`` as :func:`moments_of` finds them."""
-    for g in groups:
-        energy = np.zeros((g.size, g.size))
-        for r in g.readers:
-            gram = squares_of(part, r) * moments[r].double()
-            energy += _within(gram, g.sites[r, 1]) / max(gram.sum().item(), 1e-12)
-        yield energy
+def energy_of(part: nn.Module, moments: Mapping[str, Tensor], group: Group) -> np.ndarray:
+    """G of a group's channels, (n, n): the sum over its readers, each as a share of its all;
+    ``moments`` as :func:`moments_of` finds them."""
+    energy = np.zeros((group.size, group.size))
+    for r in group.readers:
+        gram = squares_of(part, r) * moments[r].double()
+        energy += _within(gram, group.sites[r, 1]) / max(gram.sum().item(), 1e-12)
+    return energy
 
 
 def read_and_used(

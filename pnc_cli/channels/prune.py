@@ -27,7 +27,7 @@ from ..manifest import Kept, ModuleTensor
 from ..network.part import Module, resize, sharing
 from .contributions import (
     ANSWERS,
-    energies,
+    energy_of,
     log_answers,
     moments_of,
     movements,
@@ -99,12 +99,13 @@ def rank_groups(
     moments = moments_of(module, looked_at, groups, work.together)
     moved = movements(module, some, groups, work.with_gradients)
     ranked = []
-    for g, energy, movement in zip(groups, energies(module.part, moments, groups), moved):
+    for g, movement in zip(groups, map(_unit_trace, moved)):
         if all(g.sites[r, 1].shape[1] == 1 for r in g.readers):
             read, used = read_and_used(module.part, moments, g)
-            order, missing = elimination_order(read, used, _unit_trace(movement))
+            order, missing = elimination_order(read, used, movement)
         else:
-            order, missing = greedy_order(_unit_trace(energy) + CURVED * _unit_trace(movement))
+            energy = _unit_trace(energy_of(module.part, moments, g))
+            order, missing = greedy_order(energy + CURVED * movement)
         half = np.ones(g.size, dtype=bool)
         half[order[: g.size // 2]] = False
         with restored(module.part, g, half, moments):

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support.command import pnc_forked
+from support.command import clone_forked, pnc_forked
 
 
 @pytest.fixture(scope="module")
@@ -18,23 +18,8 @@ def flat(made, tmp_path_factory):
 
 
 def clone(made, folder, cwd, *more):
-    ran = pnc_forked(
-        "clone",
-        made.source,
-        made.target,
-        "--data",
-        made.train,
-        "--unlabelled",
-        folder,
-        "--epochs",
-        "0",
-        "--limit-per-class",
-        "10",
-        "-o",
-        "c.safetensors",
-        *more,
-        cwd=cwd,
-    )
+    few = ("--epochs", "0", "--limit-per-class", "10")
+    ran = clone_forked(made, "--unlabelled", folder, *few, *more, cwd=cwd)
     assert ran.code == 0, ran.err
     return ran, json.loads((cwd / "c.json").read_text())["method"]
 
@@ -59,16 +44,5 @@ def test_beside_labelled_originals_they_are_not_used_which_is_said(made, flat, t
 
 def test_a_folder_without_images_is_refused(made, tmp_path):
     (tmp_path / "empty").mkdir()
-    ran = pnc_forked(
-        "clone",
-        made.source,
-        made.target,
-        "--data",
-        made.train,
-        "--unlabelled",
-        "empty",
-        "-o",
-        "c.safetensors",
-        cwd=tmp_path,
-    )
+    ran = clone_forked(made, "--unlabelled", "empty", cwd=tmp_path)
     assert ran.code == 3 and "empty" in ran.err

@@ -6,28 +6,16 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
+from support.plans import candidate_of
 
 from pnc_cli.branch.score import standard_error
 from pnc_cli.limits import LIMITS
 from pnc_cli.placement.choice import take_best, take_cheapest_as_good
-from pnc_cli.plan import HEAD_ONLY, Candidate
+from pnc_cli.plan import HEAD_ONLY
 
 
 def candidate(tap, score, macs, *, cut="c", share=1.0):
-    return Candidate(
-        tap=tap,
-        cut=cut,
-        share=share,
-        score=score,
-        branch_accuracy=score,
-        joint_accuracy=score,
-        average_accuracy=score,
-        locality=1.0,
-        fit=1.0,
-        parameters=macs,
-        macs=macs,
-        bytes=macs,
-    )
+    return candidate_of(tap, cut, share, score, macs)
 
 
 @dataclass

@@ -81,6 +81,12 @@ def pnc_forked(*args, cwd):
         return Ran(process.exitcode, *(s.read_text("utf-8") for s in streams))
 
 
+def clone_forked(made, *more, cwd):
+    """``pnc clone`` of the classes that ``made`` is about, into ``c.safetensors``."""
+    files = (made.source, made.target, "--data", made.train)
+    return pnc_forked("clone", *files, "-o", "c.safetensors", *more, cwd=cwd)
+
+
 def _main(argv, cwd, streams):
     os.chdir(cwd)
     for fd, path in enumerate(streams, start=1):

@@ -37,6 +37,24 @@ def make_plan(**changes):
     return msgspec.structs.replace(plan, **changes)
 
 
+def candidate_of(tap, cut, share, average, macs):
+    """One whose score is its average."""
+    return Candidate(
+        tap=tap,
+        cut=cut,
+        share=share,
+        score=average,
+        branch_accuracy=average,
+        joint_accuracy=average,
+        average_accuracy=average,
+        locality=1.0,
+        fit=1.0,
+        parameters=macs,
+        macs=macs,
+        bytes=4 * macs,
+    )
+
+
 def plan_of(*candidates, chosen, target_macs, error=None, floor_error=None):
     """A plan of candidates (tap, cut, share, average, MACs), the score of each its average."""
     return Plan(
@@ -53,21 +71,5 @@ def plan_of(*candidates, chosen, target_macs, error=None, floor_error=None):
         chosen=chosen,
         error=error,
         floor_error=floor_error,
-        candidates=[
-            Candidate(
-                tap=tap,
-                cut=cut,
-                share=share,
-                score=average,
-                branch_accuracy=average,
-                joint_accuracy=average,
-                average_accuracy=average,
-                locality=1.0,
-                fit=1.0,
-                parameters=macs,
-                macs=macs,
-                bytes=4 * macs,
-            )
-            for tap, cut, share, average, macs in candidates
-        ],
+        candidates=[candidate_of(*candidate) for candidate in candidates],
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pnc_cli import load
 from pnc_cli.branch.make import Recipe, make_clone
-from pnc_cli.branch.task import Task, default_name, gather
-from pnc_cli.data import choose, framed_like, load_images
+from pnc_cli.branch.task import Task, default_name, gather, views_of
+from pnc_cli.data import choose, load_images
 from pnc_cli.errors import Incompatible
 from pnc_cli.files.clone_file import write_clone
 from pnc_cli.files.patch import eject, inject
@@ -116,10 +116,9 @@ def task_of(
 
 def _with_pool(problem: Problem, task: Task, count: int) -> Task:
     """``task`` with so many images of all classes that it may not see the labels of."""
-    source, target = task.source.ref.preprocessing, task.target.ref.preprocessing
     each = -(-count // len(problem.names))
     drawn = choose(problem.world.train, problem.names, each, problem.seed + APART)
-    views = [target, framed_like(source, target)]
+    views = views_of(task.source, task.target)
     return replace(task, pool=load_images(problem.world.train, drawn, views))
 
 
