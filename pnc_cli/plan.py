@@ -18,6 +18,7 @@ class Place:
     cut: str  # position in the source
     share: float = 1.0  # of the module's cost
     resolution: float = 1.0  # of the cut's grid, along each axis
+    most_parameters: int = 0  # that the copied part may keep, whatever its share; 0: no limit
 
     @property
     def is_head_only(self) -> bool:
@@ -27,7 +28,7 @@ class Place:
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the module is left out."""
-        return (self.share, self.resolution) == (1.0, 1.0)
+        return (self.share, self.resolution, self.most_parameters) == (1.0, 1.0, 0)
 
     @property
     def pair(self) -> Place:
@@ -37,10 +38,10 @@ class Place:
     @property
     def dense(self) -> Place:
         """The same positions and resolution with all of the module's channels."""
-        return replace(self, share=1.0)
+        return replace(self, share=1.0, most_parameters=0)
 
-    def with_share(self, share: float) -> Place:
-        return replace(self, share=share)
+    def with_share(self, share: float, most_parameters: int = 0) -> Place:
+        return replace(self, share=share, most_parameters=most_parameters)
 
 
 HEAD_ONLY: Final = Place(NOTHING, NOTHING, share=0.0)
@@ -67,7 +68,7 @@ class Candidate(Strict, frozen=True):
 
     @property
     def place(self) -> Place:
-        return Place(self.tap, self.cut, self.share, self.resolution)
+        return Place(self.tap, self.cut, self.share, self.resolution, self.most_parameters)
 
     @property
     def ends(self) -> tuple[list[str], list[str]]:
@@ -86,7 +87,8 @@ class Candidate(Strict, frozen=True):
         if self.place.is_head_only:
             return "no copied part"
         coarse = f", resolution {self.resolution:g}" if self.resolution < 1 else ""
-        return f"share {self.share:g}{coarse}"
+        most = f", at most {self.most_parameters:,} parameters" if self.most_parameters else ""
+        return f"share {self.share:g}{coarse}{most}"
 
 
 HEAD_ONLY_CANDIDATE: Final = Candidate(

@@ -81,7 +81,6 @@ def refined(problem: Problem, task: Task, grid: Grid, c: Candidate) -> tuple[flo
         material.sample([c.tap], [c.cut]),
         passes=None,
         seed=problem.seed,
-        most_parameters=c.most_parameters,
     )
     evidence = evidence_of(material, c.place, branch)
     join, _ = join_of(task, grid, evidence, torch.ones_like(task.held_out))

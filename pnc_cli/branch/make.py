@@ -132,7 +132,6 @@ def _branch_of(
         material.sample([place.tap], [place.cut]),
         passes=recipe.epochs,
         seed=recipe.seed,
-        most_parameters=candidate.most_parameters,
         progress=progress,
     )
     return branch, material

@@ -51,20 +51,18 @@ def make_branch(
     passes: int | None,
     seed: int,
     ranking: Ranking | None = None,
-    most_parameters: int = 0,
     progress: Progress = no_progress,
 ) -> Branch:
     """The branch of ``place`` from the images of ``material`` that are not held out.
 
     ``adapter`` is the closed form; ``sample`` has features at the place's tap and cut.  ``passes``
     over the images refine it: none (0) leaves the closed form, None is as many as are useful.
-    ``ranking`` is what is known already; the module keeps at most ``most_parameters`` (0: as many
-    as its share has).
+    ``ranking`` is what is known already.
     """
     task, pair = material.task, material.pair
     dense, slices = pair.part(place.cut, task.columns)
     ranking = ranking or Ranking(material, seed)
-    module, kept = localised(material, place, ranking, sample, most_parameters)
+    module, kept = localised(material, place, ranking, sample)
     macs = adapter.macs + int(of_module(pair, place, task.columns, module).macs)
 
     exact = place.tap == INPUT  # nothing is to be learned between an image and itself
@@ -162,30 +160,27 @@ def _stands(group: Group) -> tuple:
 
 
 def localised(
-    material: Material,
-    place: Place,
-    ranking: Ranking,
-    sample: Sample,
-    most_parameters: int = 0,
+    material: Material, place: Place, ranking: Ranking, sample: Sample
 ) -> tuple[Module, Slices]:
     """Local(.): the share of the part after the place's cut that the clone classes need, and how it
     is sliced out of the source's.
 
-    A share is of parameters and MACs alike, and what is pruned for its MACs often has fewer
-    parameters left; how many depends on the images that channels are ranked on.  Where the search
-    had a budget, no more than ``most_parameters`` are kept.
+    A share is of parameters and MACs alike.  Where a budget says how many parameters there may be,
+    with those of the mixing, it is of the MACs alone: one of the two is often spare (a coarse map
+    saves no parameters), and pruned for nothing.
     """
-    columns = material.task.columns
+    columns, most = material.task.columns, place.most_parameters
     dense, slices = material.pair.part(place.cut, columns)
-    share = place.share
-    if share >= 1.0:
+    if place.share >= 1.0 and not most:
         return dense, slices
     ranked, cells = ranking.of(place.cut), material.pair.cells(place, columns)
+    of_parameters = place.share
+    if most:
+        of_parameters = min(most / max(sum(numbers_of_module(dense, dense)), 1), 1.0)
     while True:
-        chosen = select(dense, ranked, share, cells)
+        chosen = select(dense, ranked, place.share, cells, of_parameters)
         module, kept = prune(dense, slices, chosen, sample.cuts[place.cut][:2])
         parameters = sum(numbers_of_module(dense, module))
-        enough = share <= material.limits.smallest_share
-        if not most_parameters or parameters <= most_parameters or enough:
+        if not most or parameters <= most or of_parameters <= material.limits.smallest_share:
             return module, kept
-        share -= STEP
+        of_parameters -= STEP

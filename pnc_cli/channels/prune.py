@@ -132,18 +132,23 @@ def greedy_order(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def select(
-    module: Module, ranked: list[Ranked], share: float, cells: dict[str, int]
+    module: Module,
+    ranked: list[Ranked],
+    share: float,
+    cells: dict[str, int],
+    of_parameters: float | None = None,
 ) -> list[tuple[Group, np.ndarray]]:
     """Channels to keep, as (group, (n,) bool), so that at most ``share`` of the module stays: of
     its parameters and of its MACs (``cells``: see ``weight_cells``; of its parameters alone if
-    there are none).
+    there are none).  ``of_parameters`` is the share of the parameters, where that is another.
 
     Step by step the group loses channels whose removal costs least for what it saves of that of
     the two which is over.  Some of every group always stays, so more than ``share`` may be left.
     """
     shapes = {n: list(t.shape) for n, t in module.part.state_dict().items()}
     removed = [0] * len(ranked)
-    while costs := _costs(module, shapes, cells, share):
+    shares = (share if of_parameters is None else of_parameters, share)
+    while costs := _costs(module, shapes, cells, shares):
         best = _cheapest(ranked, removed, shapes, costs)
         if best is None:
             break
@@ -189,17 +194,19 @@ def _saved(shapes: Shapes, costs: dict[str, float], group: Group, step: int) -> 
     return max(saved, 1e-12)
 
 
-def _costs(module: Module, shapes: Shapes, cells: dict[str, int], share: float) -> dict[str, float]:
+def _costs(
+    module: Module, shapes: Shapes, cells: dict[str, int], shares: tuple[float, float]
+) -> dict[str, float]:
     """What a number of each tensor costs, as a share of the whole module: of its parameters and
-    of its MACs, each weighed by how far the shrunken ``shapes`` are above ``share`` of it.
+    of its MACs, each weighed by how far the shrunken ``shapes`` are above its one of the ``shares``.
 
     Empty when they are above neither.
     """
     whole = _numbers({n: t.shape for n, t in module.part.state_dict().items()})
     now = _numbers(shapes)
     parameters, work = sum(whole.values()), max(_macs(whole, cells), 1.0)
-    over_parameters = sum(now.values()) / parameters - share
-    over_macs = _macs(now, cells) / work - share
+    over_parameters = sum(now.values()) / parameters - shares[0]
+    over_macs = _macs(now, cells) / work - shares[1]
     over = np.maximum([over_parameters, over_macs], 0.0)
     if not over.any():
         return {}

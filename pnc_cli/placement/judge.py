@@ -159,6 +159,7 @@ def _candidate(place: Place, known: Scores, score: float, fit: float, adds: Amou
         cut=place.cut,
         share=place.share,
         resolution=place.resolution,
+        most_parameters=place.most_parameters,
         score=round(score, 6),
         branch_accuracy=rounded(known.branch),
         joint_accuracy=rounded(known.joint),

@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from ..branch.cost import Amounts
 from ..branch.score import rounded
 from ..branch.task import Task
@@ -111,7 +109,6 @@ def search(
         raise _nothing_fits(found or study.score_pairs(), grid, task)
     if study.compared_on_few:
         within = _behind_what_is_known_better(within, study)
-    within = [_limited(study, c, room) for c in within]
     if task.images is None:
         return take_best(study, ranked(within))
     floor = [study.judge.head_only()] if task.old else []
@@ -126,7 +123,7 @@ def _score_listed(
 ) -> list[Candidate]:
     """The pairs of a short list as they are wished for, or as there is room for them."""
     if wish.is_any:
-        return study.score_places(_asked(study, listed, wish), progress)
+        return study.score_places(_asked(study, listed, wish, room), progress)
     work = study.limits.work(study.limits.judging, study.material.plain_macs)
     places: list[Place] = []
     for pair in listed:  # the best first, while there is work left for it
@@ -139,28 +136,30 @@ def _score_listed(
     return study.score_places(places, progress)
 
 
-def _asked(study: Study, listed: Sequence[Candidate], wish: Wish) -> list[Place]:
+def _asked(study: Study, listed: Sequence[Candidate], wish: Wish, room: Amounts) -> list[Place]:
     """Each share at each resolution that is wished for and the pairs' modules can read."""
-    places = [
-        Place(c.tap, c.cut, share, resolution)
-        for c in listed
-        for resolution in wish.resolutions or (1.0,)
-        for share in wish.shares or (1.0,)
-    ]
     if min(wish.shares or (1.0,)) < 1.0:
-        study.ranking.all_of(p.cut for p in places)
-    return [p for p in places if study.reads(p)]
+        study.ranking.all_of(c.cut for c in listed)
+    places = []
+    for c in listed:
+        for resolution in wish.resolutions or (1.0,):
+            dense = Place(c.tap, c.cut, resolution=resolution)
+            if study.reads(dense):
+                shares = wish.shares or (1.0,)
+                most = study.most_parameters(dense, room)
+                places += [dense.with_share(s, most if s < 1.0 else 0) for s in shares]
+    return places
 
 
 def _versions(study: Study, pair: Place, room: Amounts) -> Iterator[Place]:
     """All of a pair where there is room for it; else the most that there is room for, as it is and
     on coarser maps."""
-    most = study.largest_share(pair, room)
-    yield pair.with_share(most)
-    for resolution in COARSER if most < 1.0 else ():
+    most = study.largest(pair, room)
+    yield most
+    for resolution in COARSER if most != pair else ():
         place = Place(pair.tap, pair.cut, resolution=resolution)
         if study.reads(place):
-            yield place.with_share(study.largest_share(place, room))
+            yield study.largest(place, room)
 
 
 def _less(study: Study, pairs: Sequence[Place], work: float) -> Iterator[Place]:
@@ -181,18 +180,6 @@ def _behind_what_is_known_better(found: list[Candidate], study: Study) -> list[C
     known = [c for c in found if c.place in study.shares]
     ceiling = max((c.score for c in known), default=math.inf) - 1e-6
     return [c if c.place in study.shares else below(c, ceiling) for c in found]
-
-
-def _limited(study: Study, c: Candidate, room: Amounts) -> Candidate:
-    """``c`` with the most parameters that ``room`` leaves for its module, by number and by bytes."""
-    adds, beside = Amounts.of(c), study.beside(c.place)
-    spare = [
-        (limit - fixed) / max(all_of_it - fixed, 1)
-        for limit, fixed, all_of_it in list(zip(room, beside, adds))[1:]
-        if limit < math.inf
-    ]
-    most = int(min(spare) * (adds.parameters - beside.parameters)) if spare else 0
-    return msgspec.structs.replace(c, most_parameters=most)
 
 
 def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list[Candidate]:

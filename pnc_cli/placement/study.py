@@ -53,7 +53,7 @@ class Study:
         self.pairs: dict[Place, Candidate] = {}  # all of each module, as it is
         self.compared_on_few = False  # whether those figures are of a few images
         self.shares: dict[Place, Candidate] = {}  # put right in closed form, on all images
-        self.trials: dict[tuple[Place, int], Candidate] = {}  # refined, with most_parameters
+        self.trials: dict[Place, Candidate] = {}  # refined for a few passes
         self._adapters: dict[Place, Adapter | None] = dict(adapters)  # None: cannot be read
         self._samples: dict[Place, Sample] = {}
 
@@ -202,26 +202,23 @@ class Study:
     def try_out(self, c: Candidate, progress: Progress = no_progress) -> Candidate:
         """``c`` with the figures it has after a few passes of refinement, of which a clone of it will
         have more."""
-        key = (c.place, c.most_parameters)
-        if key not in self.trials:
+        if c.place not in self.trials:
             branch = self._branch(
                 c.place,
                 passes=self.limits.trial_passes,
-                most_parameters=c.most_parameters,
                 refining=max(self.limits.trial, self.limits.little / 3 / self.material.plain_macs),
                 progress=progress,
             )
             [found] = self.judge([(c.place, branch.adapter, branch.module)])
-            found = self.recovered(found)
-            self.trials[key] = msgspec.structs.replace(found, most_parameters=c.most_parameters)
-        return self.trials[key]
+            self.trials[c.place] = self.recovered(found)
+        return self.trials[c.place]
 
     def is_settled(self, c: Candidate) -> bool:
         """Whether the score of ``c`` is no guess: its place was tried, with whatever share, or it has
         nothing to regain."""
         if c.place.is_whole or c.place.is_head_only:
             return True
-        return any(tried.dense == c.place.dense for tried, _ in self.trials)
+        return any(tried.dense == c.place.dense for tried in self.trials)
 
     def recovered(self, found: Candidate) -> Candidate:
         """``found`` with the score that it will have once refined: refining wins back some of what
@@ -232,30 +229,40 @@ class Study:
         score = round(found.score + RECOVERED * max(lost, 0.0), 6)
         return msgspec.structs.replace(found, score=score)
 
-    def largest_share(self, dense: Place, room: Amounts) -> float:
-        """The largest share of the place's module, to ``FINELY``, that ``room`` leaves; where it leaves
-        none, the smallest there is."""
-        beside, whole = self.beside(dense), self._adds(dense)
-        limits = [
-            (limit - fixed) / max(all_of_it - fixed, 1)
-            for limit, fixed, all_of_it in zip(room, beside, whole)
-            if limit < math.inf
-        ]
+    def largest(self, dense: Place, room: Amounts) -> Place:
+        """The largest share of the place's module, to ``FINELY``, that ``room`` leaves, with the
+        parameters that it leaves; where it leaves none, the smallest there is."""
+        most = self.most_parameters(dense, room)
+        whole = self._adds(dense)
         if whole.within(room):
-            return 1.0
-        least = self.limits.smallest_share
-        # A share is of MACs and parameters alike, but what is pruned for its MACs may lose more
-        # parameters than its share, and mixing adds some: only trying tells.
-        shares = [min(max(round(s, 2), least), 1.0) for s in limits]
-        low, high = least, 1.0
-        share = min(shares)
-        while high - low > FINELY:
-            if self._adds(dense.with_share(share)).within(room):
+            return dense
+        # What is pruned for its MACs may lose more or fewer than its share, so only trying tells.
+        low, high = self.limits.smallest_share, 1.0
+        share = 1.0 if whole.macs <= room.macs else self._part(dense, room.macs, "macs")
+        share = min(max(round(share, 2), low), high)
+        while True:
+            if self._adds(dense.with_share(share, most)).within(room):
                 low = share
             else:
                 high = share
+            if high - low <= FINELY:
+                return dense.with_share(low, most)
             share = round((low + high) / 2, 2)
-        return low
+
+    def most_parameters(self, dense: Place, room: Amounts) -> int:
+        """The parameters that ``room`` leaves for the place's module, by number and by bytes; 0 where
+        it sets no limit."""
+        limits = {"parameters": room.parameters, "bytes": room.bytes}
+        parts = [self._part(dense, m, kind) for kind, m in limits.items() if m < math.inf]
+        if not parts:
+            return 0
+        of_module = self._adds(dense).parameters - self.beside(dense).parameters
+        return max(int(min(parts) * of_module), 1)
+
+    def _part(self, dense: Place, limit: float, kind: str) -> float:
+        """The part of a module's ``kind`` of costs that is within a limit, with what stands beside it."""
+        fixed, all_of_it = (getattr(a, kind) for a in (self.beside(dense), self._adds(dense)))
+        return (limit - fixed) / max(all_of_it - fixed, 1)
 
     def beside(self, place: Place) -> Amounts:
         """What a clone of ``place`` costs beside its module."""
@@ -263,7 +270,7 @@ class Study:
 
     def _adds(self, place: Place) -> Amounts:
         module, _ = self.grid.part(place.cut, self.task.columns)
-        if place.share < 1.0:
+        if place != place.dense:
             module, _ = localised(self.material, place, self.ranking, self._sample(place))
         return self.judge.adds(place, self._known(place), module)
 
@@ -272,7 +279,6 @@ class Study:
         place: Place,
         *,
         passes: int,
-        most_parameters: int = 0,
         refining: float = 0.0,
         progress: Progress = no_progress,
     ) -> Branch:
@@ -285,7 +291,6 @@ class Study:
             passes=passes,
             seed=self.seed,
             ranking=self.ranking,
-            most_parameters=most_parameters,
             progress=progress,
         )
 

@@ -180,8 +180,8 @@ def test_a_trial_is_a_clone_refined_for_a_few_passes(studied, monkeypatch):
     budget = Budget(0.25 * study.pairs[MAXPOOL].macs / studied.grid.target_macs)
     found = search(studied.task, studied.grid, seed=0, budget=budget, study=study)
     assert study.trials and found.best in study.trials.values()
-    for key, c in study.trials.items():
-        assert key == (c.place, c.most_parameters)
+    for place, c in study.trials.items():
+        assert place == c.place
         assert c.macs == study.shares[c.place].macs
     monkeypatch.setattr(study, "limits", replace(LIMITS, trial_passes=0))
     study.trials.clear()
@@ -197,10 +197,11 @@ def test_a_clone_keeps_no_more_parameters_than_the_budget_leaves(studied):
     material, sample = study.material, study.material.sample(["maxpool"], ["maxpool"])
 
     def count(most):
-        module, _ = localised(material, found.place, study.ranking, sample, most)
+        place = found.place.with_share(0.5, most)
+        module, _ = localised(material, place, study.ranking, sample)
         return sum(p.numel() for p in module.parameters())
 
-    free = count(found.most_parameters)
+    free = count(0)
     assert found.most_parameters == 0 and free > 0
     fewer = round(0.9 * free)
     assert 0.7 * fewer < count(fewer) <= fewer
@@ -208,17 +209,29 @@ def test_a_clone_keeps_no_more_parameters_than_the_budget_leaves(studied):
 
 def test_what_a_budget_leaves_for_a_module(studied):
     """By number and by bytes, whichever is less; no limit where there is none of either."""
-    study = studied.study
-    study.score_pairs()
-    [c] = study.score_places([MAXPOOL.with_share(0.5)])
-    beside, inf = study.beside(c.place), float("inf")
+    study, inf = studied.study, float("inf")
+    [c] = [c for c in study.score_pairs() if c.place == MAXPOOL]
+    beside = study.beside(c.place)
     module = c.parameters - beside.parameters
 
     def most(*room):
-        return searching._limited(study, c, Amounts(*room)).most_parameters
+        return study.most_parameters(MAXPOOL, Amounts(*room))
 
     assert most(c.macs, inf, inf) == 0
-    assert most(c.macs, beside.parameters + 1.5 * module, inf) == int(1.5 * module)
+    assert most(c.macs, beside.parameters + 0.5 * module, inf) == int(0.5 * module)
     assert most(inf, inf, c.bytes) == module
     bytes_of_module = c.bytes - beside.bytes
-    assert most(inf, c.parameters * 2, beside.bytes + 1.25 * bytes_of_module) == int(1.25 * module)
+    room = Amounts(inf, c.parameters * 2, beside.bytes + 0.25 * bytes_of_module)
+    assert most(*room) == int(0.25 * module)
+
+
+def test_where_parameters_are_short_and_macs_are_not_no_macs_are_given_away(studied):
+    """Half of the parameters go, and no more of the MACs than go with them."""
+    study, inf = studied.study, float("inf")
+    [c] = [c for c in study.score_pairs() if c.place == MAXPOOL]
+    beside = study.beside(MAXPOOL)
+    half = Amounts(inf, beside.parameters + 0.5 * (c.parameters - beside.parameters), inf)
+    place = study.largest(MAXPOOL, half)
+    [found, alike] = study.score_places([place, MAXPOOL.with_share(0.5)])
+    assert place.most_parameters and found.parameters <= half.parameters
+    assert found.macs > alike.macs
