@@ -61,7 +61,7 @@ class Wish:
 
     @property
     def least(self) -> float:
-        """The share of a pair's cost that the least that is asked for has, about."""
+        """The share of a pair's MACs that the least that is asked for has, about."""
         if not self.shares:
             return LEAST
         return min(self.shares) * min(self.resolutions or (1.0,)) ** 2
@@ -97,7 +97,8 @@ def search(
     room = budget.room(grid, task)
     found = study.score_pairs(progress)
     if task.images is not None or wish.is_any:
-        listed = short_list([c for c in found if _affordable(c, room, wish.least)])
+        least = Amounts(wish.least, LEAST, LEAST)
+        listed = short_list([c for c in found if _affordable(c, room, least)])
         others = [] if wish.is_any else found
         scored = _score_listed(study, listed, wish, room, progress)
         tried = {c.place.pair for c in scored}
@@ -210,9 +211,9 @@ def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list
     return ranked([c if study.is_settled(c) else below(c, ceiling) for c in in_order])
 
 
-def _affordable(c: Candidate, room: Amounts, share: float = 1.0) -> bool:
-    """Whether ``share`` of what ``c`` adds has ``room``."""
-    return Amounts(*(share * added for added in Amounts.of(c))).within(room)
+def _affordable(c: Candidate, room: Amounts, shares: Amounts = Amounts(1, 1, 1)) -> bool:
+    """Whether ``shares`` of what ``c`` adds have ``room``."""
+    return Amounts(*(s * added for s, added in zip(shares, Amounts.of(c)))).within(room)
 
 
 def _no_such_map(wish: Wish) -> Incompatible:
