@@ -19,6 +19,7 @@ from .discriminant import SHRINKAGE, balanced, best_shrinkage, discriminant, lef
 from .join import Join, Mixture
 from .logistic import logistic, mirrored_slope, mixing_weights
 
+MOST_ORIGINALS = 10.0  # original classes for each clone class, that the gate takes there to be
 TRUSTED = 25  # images a class with which the Gaussians count for half of the gate
 START = torch.tensor([1.0, 0.05])  # of the ranking: the branch's logits nearly alone
 CAUTION = 1.1  # worth of an original prediction kept, beside a clone image recognised
@@ -72,6 +73,12 @@ class Levels:
     mean_logit: tuple[Tensor, Tensor] | None
     classes: tuple[int, int]
 
+    def odds_of_old(self, new: int) -> float:
+        """How much likelier an original class is beforehand than one of ``new`` clone classes: as many
+        times as the target has classes for them, whichever of these there are images of; at most
+        ``MOST_ORIGINALS``, as who adds a class to a thousand will have images of it."""
+        return min(self.classes[0] / new, MOST_ORIGINALS)
+
     def put_into(self, join: Mixture) -> None:
         """To be as sure, a network of C classes needs a logit that is higher by log(C - 1)."""
         if self.mean_logit is not None and join.has_branch:
@@ -94,7 +101,7 @@ def fit_join(
         shrinkage = best_shrinkage(evidence.features, classes, old, new)
     scores, known = left_out(evidence.features, classes, old + new, shrinkage)
     join = _with_scores(evidence, classes, old, new, levels, shrinkage)
-    _calibrate(join, scores[known], evidence.of(known), classes[known], _trust(classes))
+    _calibrate(join, scores[known], evidence.of(known), classes[known], _trust(classes), levels)
     if not old:
         _open_gate(join, evidence, levels)
     return join
@@ -120,7 +127,7 @@ def fit_elsewhere(
     join = _with_scores(seen, classes[fit], old, new, levels, shrinkage)
     scores = join.double().scores(shown.target_pre.double(), shown.pre.double())
     join.float()
-    _calibrate(join, scores, shown, classes[judged], _trust(classes[fit]))
+    _calibrate(join, scores, shown, classes[judged], _trust(classes[fit]), levels)
     if not old:
         _open_gate(join, seen, levels)
     return join
@@ -145,18 +152,32 @@ def _trust(classes: Tensor) -> float:
 
 
 def _calibrate(
-    join: Mixture, scores: Tensor, evidence: Evidence, classes: Tensor, trust: float
+    join: Mixture,
+    scores: Tensor,
+    evidence: Evidence,
+    classes: Tensor,
+    trust: float,
+    levels: Levels,
 ) -> None:
     """Gating and ranking from ``scores`` (N, old + new) of images that the Gaussians have not seen."""
     is_new = classes >= join.old
     if join.old:
-        join.gating.copy_(_gating(join, scores, evidence, is_new, balanced(classes), trust))
+        weight = _weights(classes, is_new, levels.odds_of_old(join.new))
+        join.gating.copy_(_gating(join, scores, evidence, is_new, weight, trust))
     join.ranking.copy_(START if join.has_branch else torch.tensor([0.0, 1.0]))
     if join.new > 1 and bool(is_new.any()):
         opinions = torch.stack([evidence.z_b.double(), scores[:, join.old :]])[:, is_new]
         wanted, weight = classes[is_new] - join.old, balanced(classes[is_new])
         start = START if join.has_branch else torch.tensor([0.0, START[1].item()])
         join.ranking.copy_(mixing_weights(opinions, wanted, weight, start))
+
+
+def _weights(classes: Tensor, is_new: Tensor, odds_of_old: float) -> Tensor:
+    """(N,) of images, 1 in all: classes of a side weigh the same, the sides as the odds say."""
+    weight = balanced(classes)
+    for side, odds in ((is_new, 1.0), (~is_new, odds_of_old)):
+        weight[side] *= odds / weight[side].sum().clamp(min=1e-30)
+    return weight / weight.sum().clamp(min=1e-30)
 
 
 def _gating(

@@ -210,12 +210,13 @@ def views_of(source: Network, target: Network) -> list[Preprocessing]:
 def subset(
     task: Task, per_class: int, *, held_out_every: int, originals: int | None = None
 ) -> Task:
-    """The same task on at most ``per_class`` images of each class, one in so many held out; of the
-    original classes on ``originals``, evenly drawn (None: all)."""
+    """The same task without the images that are held out now, on at most ``per_class`` of each class,
+    one in so many of these held out; of the original classes on ``originals``, evenly drawn (None:
+    all)."""
     keep = torch.zeros(len(task.ids), dtype=torch.bool)
     old = spread(task.old, task.old if originals is None else originals).tolist()
     for c in [*old, *range(task.old, task.old + task.new)]:
-        index = (task.ids == c).nonzero()[:, 0]
+        index = ((task.ids == c) & ~task.held_out).nonzero()[:, 0]
         keep[index[spread(len(index), per_class)]] = True
     part = kept(task, keep)
     return replace(part, held_out=_held_out(part.ids, held_out_every))

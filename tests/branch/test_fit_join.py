@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pnc_cli.branch.fit_join import (
+    MOST_ORIGINALS,
     MOST_REJECTED,
     REJECTED,
     TRUSTED,
@@ -175,3 +176,20 @@ def test_unlabelled_images_tell_old_from_new_nearly_as_labelled_ones():
     assert found[1] > found[0] + 0.01 and found[1] > found[2] - 0.05
     assert abs(share - 1 / 3) < 0.15
     assert helped.weight.shape == labelled.weight.shape
+
+
+@pytest.mark.parametrize("classes_of_target", [4, 1000])
+def test_more_folders_of_originals_do_not_move_the_threshold(classes_of_target):
+    """Two original classes alike: with images of one or of both, the gate opens as easily."""
+    evidence, classes = seen(100, apart=2.0)
+    alike = Evidence(*(t.clone() for t in evidence.tensors))
+    for t in alike.tensors:
+        t[classes == 1] = t[classes == 0]
+    levels = Levels(LEVELS.mean_logit, (classes_of_target, 4))
+    both = fit_join(alike, classes, 2, 2, levels, 0.5)
+    one = classes != 1
+    fewer = (classes[one] - 1).clamp(min=0)
+    only = fit_join(alike.of(one), fewer, 1, 2, levels, 0.5)
+    gates = [j.gate(*evidence.tensors) for j in (both, only)]
+    assert abs((gates[0] - gates[1]).mean()) < 0.15, "log 2 = 0.69 if it followed the folders"
+    assert levels.odds_of_old(2) == min(classes_of_target / 2, MOST_ORIGINALS)

@@ -84,8 +84,9 @@ def test_a_group_is_ranked_once_for_all_modules_that_have_it(studied):
     ranking.all_of(["layer1", "maxpool"])
     for name in ("maxpool", "layer1"):
         cut = grid.source.position(name)
-        fit = ~task.held_out & task.is_new
-        features = localised_features(task.source, task.images.views[1][fit], cut, 0)
+        fit = (~task.held_out & task.is_new).nonzero()[:, 0]
+        images = task.images.at(fit, 1)
+        features = localised_features(task.source, images, cut, 0)
         module, _ = grid.part(name, task.columns)
         alone = rank_channels(module, features)
         assert len(alone) == len(ranking.of(name)) > 0
