@@ -345,6 +345,7 @@ def evaluate(
     *,
     data: File,
     clone: File | Iterable[File] = (),
+    tta: str | None = None,
     latency: bool = False,
     limit_per_class: int = 0,
     skip_bad: bool = False,
@@ -358,8 +359,9 @@ def evaluate(
     """Measures a checkpoint, patched or plain, on labelled images.
 
     ``clone`` is put on top, unwritten.  A module that :func:`load` gave is taken as it is, where it
-    is: ``clone``, ``device``, ``arch`` and ``args`` say how a file is loaded.  ``limit_per_class``
-    images of each class are read (0: all); ``latency`` times the forward pass too.
+    is: ``clone``, ``tta``, ``device``, ``arch`` and ``args`` say how a file is loaded, as for
+    :func:`load`.  ``limit_per_class`` images of each class are read (0: all); ``latency`` times the
+    forward pass too.
 
     >>> import pnc_cli
     >>> result = pnc_cli.evaluate("patched.safetensors", data="test")
@@ -372,10 +374,11 @@ def evaluate(
 
     on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
-        model = load(checkpoint, on_top, arch=arch, args=args, device=device or "cpu")
-    elif on_top or (device, arch, args) != (None, None, None):
+        where = device or "cpu"
+        model = load(checkpoint, on_top, arch=arch, args=args, device=where, tta=tta)
+    elif on_top or (tta, device, arch, args) != (None, None, None, None):
         raise UsageError(
-            "clone, device, arch and args say how a file is loaded, but a loaded network was given",
+            "clone, tta, device, arch and args say how a file is loaded, but a loaded network was given",
             hint="give them to pnc_cli.load",
         )
     else:
@@ -390,16 +393,13 @@ def evaluate(
         progress=progress,
         what="evaluating",
     )
-    missing = [n for n in model.label_names if n not in chosen]
     result = replace(
         evaluation.evaluate(model, images),
-        classes_without_images=missing,
+        classes_without_images=[n for n in model.label_names if n not in chosen],
         latency_ms=evaluation.latency(model) if latency else None,
     )
-    if missing:
-        note(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
-    if result.skipped:
-        note(f"skipped {result.skipped} images that do not decode")
+    for remark in result.remarks():
+        note(remark)
     return result
 
 
@@ -410,12 +410,15 @@ def load(
     arch: str | None = None,
     args: dict[str, Any] | None = None,
     device: str = "cpu",
+    tta: str | None = None,
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an ordinary ``nn.Module``.
 
     It is in eval mode, has ``label_names``, ``num_classes`` and ``pretrained_cfg``, and puts out
     the target's logits first, bit for bit, then the clones'.  ``arch`` and ``args`` say what the
-    target is where its file does not.  Nothing is written.
+    target is where its file does not.  With ``tta="mirror"`` the clones' logits are of each image
+    and its mirror image, for a second pass of target and clones; the target's stay those of the
+    image as it is.  Nothing is written.
 
     >>> import pnc_cli, timm
     >>> model = pnc_cli.load("target.safetensors", clones="clone.safetensors")
@@ -432,6 +435,7 @@ def load(
         architecture=arch,
         model_args=args,
         device=str(check_device(device)),
+        tta=tta,
     )
 
 

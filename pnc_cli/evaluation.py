@@ -68,6 +68,7 @@ class Evaluation:
     per_class: dict[str, float]
     clones: list[CloneCost] = field(default_factory=list)
     classes_without_images: list[str] = field(default_factory=list)
+    tta: str | None = None  # what the clones' answers were averaged over
     latency_ms: Latency | None = None  # where it was asked for
 
     def metric(self, name: str) -> float | None:
@@ -79,6 +80,17 @@ class Evaluation:
         """Which of the figures in ``floors`` are lower than there, or cannot be told."""
         found = {name: self.metric(name) for name in floors}
         return [n for n, value in found.items() if value is None or value < floors[n]]
+
+    def remarks(self) -> list[str]:
+        """What was given and not used, or could not be, in a line each."""
+        found, missing = [], self.classes_without_images
+        if self.tta and not self.clones:
+            found.append(f"--tta {self.tta} changes nothing: the checkpoint has no clones")
+        if missing:
+            found.append(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
+        if self.skipped:
+            found.append(f"skipped {self.skipped} images that do not decode")
+        return found
 
 
 METRICS = tuple(f.name for f in fields(Evaluation) if f.type == "float | None")
@@ -122,7 +134,8 @@ def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
             labels.append(label)
     told = Verdicts.joined(verdicts)
     result = figures(told, torch.cat(labels), model.target_classes, model.label_names)
-    return replace(result, skipped=skipped, clones=[CloneCost.of(m) for m in model.manifests])
+    clones = [CloneCost.of(m) for m in model.manifests]
+    return replace(result, skipped=skipped, clones=clones, tta=model.tta)
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:

@@ -172,7 +172,20 @@ class Method(Strict, frozen=True):
     recalibrated_with: list[Label] = msgspec.field(default_factory=list)
 
 
-class Measured(Strict, frozen=True):
+class WithoutOriginals(Strict, frozen=True):
+    """Why accuracy on original classes and locality are null in :class:`Measured`, and what clone
+    images tell of the gate all the same.  How many original images it loses is unknown."""
+
+    reason: str
+    images: Natural  # clone images that the figures below are of
+    held_out: (
+        bool  # whether these were held out; where there are too few, nothing was fitted without
+    )
+    clone_won: float  # share of them that a clone class wins against all of the target's
+    target_confidence: float  # mean probability that the target alone gives a class of its own
+
+
+class Measured(Strict, frozen=True, omit_defaults=True):
     """Figures at cloning time, on training images held out from every fit; shares 0 to 1."""
 
     images: Natural
@@ -182,6 +195,7 @@ class Measured(Strict, frozen=True):
     clone_accuracy: float | None
     joint_accuracy: float | None
     locality: float | None
+    without_originals: WithoutOriginals | None = None  # where no original image was given
 
 
 class Cost(Strict, frozen=True):

@@ -1,8 +1,11 @@
-"""What a plan's choice is worth saying about, in a line each."""
+"""What is worth saying of a plan's choice, and of a clone that is not known well, in a line each."""
 
 from __future__ import annotations
 
+from .manifest import Manifest
 from .plan import HEAD_ONLY, Candidate, Plan
+
+MOST_LOST = 0.38  # share of original images that a clone made without any has taken, at the worst
 
 
 def remarks(plan: Plan) -> list[str]:
@@ -25,6 +28,33 @@ def remarks(plan: Plan) -> list[str]:
                 f"{_average(floor)} without, which is within a standard error "
                 f"({plan.floor_error:.3f}) and costs nothing per image: --head-only"
             )
+    return found
+
+
+def unsure(m: Manifest) -> list[str]:
+    """What is not known of a clone made without original images, what was measured instead, and
+    what would help; nothing of any other."""
+    known = m.measured.without_originals
+    if known is None:
+        return []
+    of = f"{known.images} clone images" + (
+        " that were held out" if known.held_out else ", the ones it was made from"
+    )
+    found = [
+        "no original images: accuracy on original classes and locality were not measured",
+        f"measured on {of}: the clone classes win {known.clone_won:.3f} of them; the target alone "
+        f"gives a class of its own a probability of {known.target_confidence:.3f} there",
+    ]
+    if not m.method.unlabelled_images:
+        found.insert(
+            1,
+            "the share of original images that the clone takes is unknown; of classes that look "
+            f"alike it has been as high as {MOST_LOST}",
+        )
+        found.append(
+            "to know more, and to lose less: a few images of each original class in --data, or "
+            "--unlabelled DIR with images of whatever the target is used on"
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from pnc_cli.manifest import (
     CLONE_SCHEMA,
     Manifest,
     Patched,
+    WithoutOriginals,
     canonical_json,
     json_schema,
     parse,
@@ -47,6 +48,22 @@ def test_documents_are_read_back_the_same(manifest):
         text = canonical_json(document)
         assert parse(text, type(document), "x") == document
         assert canonical_json(parse(text, type(document), "x")) == text
+
+
+def test_what_is_said_of_clones_without_originals_changes_no_byte_of_others(manifest):
+    assert b"without_originals" not in canonical_json(manifest)
+    known = WithoutOriginals(
+        reason="r", images=4, held_out=True, clone_won=0.5, target_confidence=1.0
+    )
+    measured = msgspec.structs.replace(manifest.measured, without_originals=known)
+    unsure = msgspec.structs.replace(manifest, measured=measured)
+    text = canonical_json(unsure)
+    assert parse(text, Manifest, "x") == unsure and canonical_json(unsure) == text
+    older = json.loads(text)
+    assert older["measured"].pop("without_originals")["clone_won"] == 0.5
+    assert canonical_json(older) == canonical_json(manifest)
+    schema = json_schema()["$defs"]["Measured"]
+    assert set(schema["properties"]) - set(schema["required"]) == {"without_originals"}
 
 
 def changed(manifest, change):

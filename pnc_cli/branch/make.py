@@ -16,7 +16,7 @@ from ..files.clone_file import RawTensor, raw_sha256
 from ..files.opened import open_checkpoint
 from ..limits import LIMITS, Limits
 from ..manifest import Adapter as AdapterInfo
-from ..manifest import CloneClass, Cost, Features, Manifest, Measured, Method
+from ..manifest import CloneClass, Cost, Features, Manifest, Measured, Method, WithoutOriginals
 from ..manifest import Join as JoinInfo
 from ..network.head import mean_logit
 from ..network.load import Network
@@ -188,7 +188,8 @@ def copied(source: Network, kept: Slices) -> dict[str, Tensor]:
 def _measure(task: Task, join: Join, evidence: Evidence, source_logits: Tensor) -> Measured:
     judged = task.judged
     target_pre, pre, z_t, z_b = evidence.of(judged).tensors
-    scores = score(z_t, join(target_pre, pre, z_t, z_b), task.label_index[judged])
+    z_new = join(target_pre, pre, z_t, z_b)
+    scores = score(z_t, z_new, task.label_index[judged])
     answers = source_logits[judged].argmax(1)
     new = task.is_new[judged]
     return Measured(
@@ -199,6 +200,19 @@ def _measure(task: Task, join: Join, evidence: Evidence, source_logits: Tensor) 
         clone_accuracy=rounded(scores.clone),
         joint_accuracy=rounded(scores.joint),
         locality=rounded(scores.locality),
+        without_originals=None if task.old else _without_originals(task, z_t, z_new),
+    )
+
+
+def _without_originals(task: Task, z_t: Tensor, z_new: Tensor) -> WithoutOriginals:
+    """From the logits (N, C) and (N, K) of the judged images, all of clone classes."""
+    won = torch.cat([z_t, z_new], dim=1).argmax(1) >= z_t.shape[1]
+    return WithoutOriginals(
+        reason="not measured: no original images",
+        images=len(won),
+        held_out=bool(task.held_out.any()),
+        clone_won=round(won.double().mean().item(), 6),
+        target_confidence=round(z_t.softmax(1).amax(1).double().mean().item(), 6),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..channels.groups import prunable_groups, shrink_graph, what_stays
 from ..data import Images, normalize
-from ..errors import BadInput
+from ..errors import BadInput, UsageError
 from ..files.clone_file import Clone, open_clone, verify_clone
 from ..files.header import read_header
 from ..files.opened import open_checkpoint
@@ -27,6 +28,20 @@ from .adapter import Adapter
 from .compensation import Compensation
 from .join import Join, from_tensors
 
+MIRROR = "mirror"  # what can be averaged over at test time
+
+
+@dataclass(frozen=True)
+class View:
+    """What the target makes of one view of the images, as they are or mirrored.
+
+    ``features`` are those at each tap; ``pre`` are the pre-logits (B, D_T), ``z`` the logits.
+    """
+
+    features: dict[str, Tensor]
+    pre: Tensor
+    z: Tensor
+
 
 class Branch(nn.Module):
     """Reads the target's features at ``tap`` and answers for its clone classes."""
@@ -36,9 +51,11 @@ class Branch(nn.Module):
         self.taps: tuple[str, ...] = (tap,)
         self.adapter, self.module, self.join = adapter, module, join
 
-    def forward(self, features: dict[str, Tensor], target_pre: Tensor, z_t: Tensor) -> Tensor:
-        pre, z_b = self.module(self.adapter(features[self.taps[0]]))
-        return self.join(target_pre, pre, z_t, z_b)
+    def forward(self, views: Sequence[View], z_t: Tensor) -> Tensor:
+        """Logits (B, K) from the means over ``views``, beside the target's ``z_t`` (B, C)."""
+        answers = [self.module(self.adapter(v.features[self.taps[0]])) for v in views]
+        pre, z_b = (_mean(each) for each in zip(*answers))
+        return self.join(_mean([v.pre for v in views]), pre, z_t, z_b)
 
 
 class HeadOnly(nn.Module):
@@ -49,9 +66,16 @@ class HeadOnly(nn.Module):
         self.taps: tuple[str, ...] = ()
         self.join, self.classes = join, classes
 
-    def forward(self, features: dict[str, Tensor], target_pre: Tensor, z_t: Tensor) -> Tensor:
+    def forward(self, views: Sequence[View], z_t: Tensor) -> Tensor:
+        """Logits (B, K), as :class:`Branch` has them."""
+        target_pre = _mean([v.pre for v in views])
         nothing = z_t.new_zeros(len(z_t), self.classes)
         return self.join(target_pre, target_pre[:, :0], z_t, nothing)
+
+
+def _mean(views: Sequence[Tensor]) -> Tensor:
+    """Of tensors of one shape; of one alone its very bits."""
+    return views[0] if len(views) == 1 else torch.stack(list(views)).mean(0)
 
 
 class PatchedModel(nn.Module):
@@ -59,18 +83,27 @@ class PatchedModel(nn.Module):
 
     The first ``target_classes`` logits are the target's own, bit for bit.  ``pretrained_cfg``
     is the target's, for ``timm.data.resolve_model_data_config``.
+
+    With ``tta`` "mirror" the clones' logits are of each image and its mirror image: pre-logits and
+    the branches' logits are averaged before they are joined, at the cost of a second pass of target
+    and branches.  The target's logits stay those of the image as it is.  In training mode, where
+    a second pass would move statistics and random numbers, it does nothing.
     """
+
+    tta: str | None = None  # of the class too, for modules that were pickled before there was one
 
     def __init__(
         self,
         target: Network,
         branches: Mapping[str, Branch | HeadOnly],
         manifests: list[Manifest],
+        tta: str | None = None,
     ) -> None:
         super().__init__()
         labels = [*target.ref.label_names, *(label for m in manifests for label in m.labels)]
         config: dict[str, Any] = vars(target.model)["pretrained_cfg"]
         self.manifests = manifests
+        self.tta = tta
         self.target = target.model
         self.branches = nn.ModuleDict(branches)
         self.classifier = target.classifier
@@ -85,10 +118,16 @@ class PatchedModel(nn.Module):
             return self.target(x)
         branches = [cast(Branch | HeadOnly, b) for b in self.branches.values()]
         taps = {tap for b in branches for tap in b.taps}
+        # the image as it is comes last: that is what hooks of others on the target keep
+        mirrored = [x.flip(-1)] if self.tta == MIRROR and not self.training else []
+        views = [self._view(images, taps) for images in (*mirrored, x)]
+        z_t = views[-1].z
+        return torch.cat([z_t, *(b(views, z_t) for b in branches)], dim=1)
+
+    def _view(self, x: Tensor, taps: set[str]) -> View:
         with recording(self.target, taps, self.classifier) as seen:
-            z_t = self.target(x)
-        pre = target_pre_logits(seen, self.classifier, z_t)
-        return torch.cat([z_t, *(b(seen, pre, z_t) for b in branches)], dim=1)
+            z = self.target(x)
+        return View(seen, target_pre_logits(seen, self.classifier, z), z)
 
 
 def load(
@@ -98,11 +137,12 @@ def load(
     architecture: str | None = None,
     model_args: dict[str, Any] | None = None,
     device: str = "cpu",
+    tta: str | None = None,
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an eval-mode ``nn.Module``.
 
-    ``architecture`` and ``model_args`` say what the target is where its file does not.  Nothing is
-    written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
+    ``architecture`` and ``model_args`` say what the target is where its file does not; ``tta``,
+    None or "mirror", is :class:`PatchedModel`'s.  Nothing is written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
 
         model = pnc_cli.load("patched.safetensors")
         config = timm.data.resolve_model_data_config(model)
@@ -110,6 +150,8 @@ def load(
 
     Raises ``pnc_cli.errors.PncError`` as the commands do.
     """
+    if tta not in (None, MIRROR):
+        raise UsageError(f"--tta '{tta}': there is no such averaging", hint=f"--tta {MIRROR}")
     target = Path(target)
     checkpoint = open_checkpoint(target)
     network = load_network(target, architecture=architecture, model_args=model_args)
@@ -121,7 +163,8 @@ def load(
         verify_clone(clone)
         branches[clone.name] = _branch(clone)
     manifests = [c.manifest for c in every]
-    return PatchedModel(network, branches, manifests).eval().requires_grad_(False).to(device)
+    model = PatchedModel(network, branches, manifests, tta)
+    return model.eval().requires_grad_(False).to(device)
 
 
 def _branch(clone: Clone) -> Branch | HeadOnly:

@@ -142,6 +142,7 @@ def _with_join(clone: Clone, joins: dict[str, dict[str, Tensor]], folder: Path) 
         clone_accuracy=None,
         joint_accuracy=None,
         locality=None,
+        without_originals=None,
     )
     method = replace(old.method, recalibrated_with=sorted(n for n in joins if n != clone.name))
     manifest = replace(old, measured=measured, method=method, tensors_sha256=raw_sha256(raw))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..remarks import unsure
 from ..report import Report, amount, figure, table
 from . import options as o
 
@@ -128,24 +129,28 @@ def clone(
             progress=progress,
             note=report.note,
         )
-    report.result(
-        {"output": str(output), "manifest": to_plain(manifest)}, summary(manifest, output)
-    )
+    document = {"output": str(output), "manifest": to_plain(manifest), "unsure": unsure(manifest)}
+    report.result(document, summary(manifest, output))
     report.note(f"next: pnc inject {target} {output} -o patched.safetensors")
 
 
 def summary(m: Manifest, path: Path) -> str:
     """What was made, and how well it did on held-out images."""
-    d, c = m.measured, m.cost
+    d, c, doubts = m.measured, m.cost, unsure(m)
+    originals = [d.original_accuracy, d.joint_accuracy, d.locality]
+    known = d.without_originals
+    fitted_on = known is not None and not known.held_out
+    shown = "the images it was made from" if fitted_on else "held-out images"
+    original, joint, local = ["not measured" if doubts else figure(f) for f in originals]
     measured = table(
-        ["on held-out images", ""],
+        [f"on {shown}", ""],
         [
             ["branch alone, clone classes", figure(d.branch_accuracy)],
             ["whole source, clone classes", figure(d.source_accuracy)],
             ["patched, clone classes", figure(d.clone_accuracy)],
-            ["patched, original classes", figure(d.original_accuracy)],
-            ["patched, all", figure(d.joint_accuracy)],
-            ["locality", figure(d.locality)],
+            ["patched, original classes", original],
+            ["patched, all", joint],
+            ["locality", local],
         ],
     )
     return (
@@ -153,7 +158,7 @@ def summary(m: Manifest, path: Path) -> str:
         f"  {_parts(m)}\n"
         f"  adds {amount(c.parameters)} parameters ({c.parameters / c.target_parameters:.2f} of the target's), "
         f"{amount(c.macs)} MACs ({c.macs / c.target_macs:.2f}), {amount(c.bytes)} bytes\n"
-        f"{measured}"
+        f"{measured}" + "".join(f"\nunsure: {doubt}" for doubt in doubts)
     )
 
 

@@ -26,6 +26,15 @@ def evaluate(
             "--clone", help="Evaluate CKPT with this clone on top, unwritten (repeatable)."
         ),
     ] = None,
+    tta: Annotated[
+        str | None,
+        typer.Option(
+            "--tta",
+            metavar="mirror",
+            help="mirror: clones answer for each image and its mirror image, for a second pass of "
+            "target and clones. The target's own answers stay.",
+        ),
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +71,7 @@ def evaluate(
             checkpoint,
             data=data,
             clone=clone or (),
+            tta=tta,
             latency=latency,
             limit_per_class=limit_per_class,
             skip_bad=skip_bad,
@@ -109,6 +119,8 @@ def _text(e: Evaluation) -> str:
             f"clone '{clone.name}': +{clone.parameters_share:.2f} of the target's parameters, "
             f"+{clone.macs_share:.2f} of its MACs, {clone.bytes:,} bytes"
         )
+    if e.tta and e.clones:
+        lines.append(f"tta {e.tta}: target and clones run twice an image; MACs are of one run")
     if t := e.latency_ms:
         lines.append(f"latency: {t.patched:.2f} ms an image, {t.ratio:.2f} times the target's")
     return "\n".join(lines)

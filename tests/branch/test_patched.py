@@ -1,5 +1,8 @@
 """branch/patched.py: a target with clones on top is an ordinary module."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +11,7 @@ from support.networks import preprocess
 from timm.data import create_transform, resolve_model_data_config
 
 import pnc_cli
-from pnc_cli.errors import BadInput, Incompatible
+from pnc_cli.errors import BadInput, Incompatible, UsageError
 from pnc_cli.files.header import read_header
 from pnc_cli.files.patch import inject
 from pnc_cli.placement.probe import probe_images
@@ -97,3 +100,126 @@ def test_a_damaged_patched_checkpoint_is_refused(made, tmp_path, end):
     message = "is not what was patched" if end == "first" else "is corrupt"
     with pytest.raises(BadInput, match=message):
         pnc_cli.load(path)
+
+
+# --tta mirror -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def head_only(made, tmp_path_factory):
+    """A clone without a copied part, of a class under another label."""
+    folder = tmp_path_factory.mktemp("head_only")
+    (folder / "data").mkdir()
+    for label in made.old:
+        (folder / "data" / label).symlink_to(made.train / label)
+    (folder / "data" / "violet").symlink_to(made.train / "purple")
+    pnc_cli.clone(
+        made.source,
+        made.target,
+        data=folder / "data",
+        output=folder / "c.safetensors",
+        classes="purple=violet",
+        name="head",
+        head_only=True,
+        limit_per_class=8,
+    )
+    return folder / "c.safetensors"
+
+
+@pytest.fixture(scope="module")
+def clones(made, two, head_only):
+    """A clone, another that has a copied part, and one that has none."""
+    return [made.clone, two / "more.safetensors", head_only]
+
+
+def joined_by_hand(model, x):
+    """The clones' logits, from the means of what both networks say of ``x`` and its mirror image."""
+    seen, z_t = {}, model.target(x)
+
+    def keep(name):
+        return lambda module, given, out: seen.update({name: out.clone(), f"to {name}": given[0]})
+
+    for name in {"fc", *(tap for b in model.branches.values() for tap in b.taps)} - {"input"}:
+        model.target.get_submodule(name).register_forward_hook(keep(name))
+    pres, answers = [], {name: [] for name in model.branches}
+    for view in (x, x.flip(-1)):
+        seen["input"] = view
+        model.target(view)
+        pres.append(seen["to fc"])
+        for name, branch in model.branches.items():
+            if branch.taps:
+                answers[name].append(branch.module(branch.adapter(seen[branch.taps[0]])))
+            else:
+                answers[name].append((pres[0][:, :0], torch.zeros(len(x), branch.classes)))
+    pre = (pres[0] + pres[1]) / 2
+    return torch.cat(
+        [
+            branch.join(pre, (one[0] + other[0]) / 2, z_t, (one[1] + other[1]) / 2)
+            for branch, (one, other) in zip(model.branches.values(), answers.values())
+        ],
+        dim=1,
+    )
+
+
+def test_averaged_over_views_the_targets_logits_stay_bit_for_bit(made, clones, images):
+    alone, model = pnc_cli.load(made.target), pnc_cli.load(made.target, clones, tta="mirror")
+    z = model(images)
+    assert alone(images).numpy().tobytes() == z[:, :3].contiguous().numpy().tobytes()
+    plain = pnc_cli.load(made.target, clones)(images)
+    assert torch.equal(plain[:, :3], z[:, :3]) and not torch.allclose(plain[:, 3:], z[:, 3:])
+
+
+def test_averaged_over_views_the_clones_logits_are_those_of_the_means(made, clones, images):
+    z = pnc_cli.load(made.target, clones, tta="mirror")(images)
+    by_hand = joined_by_hand(pnc_cli.load(made.target, clones), images)
+    assert by_hand.shape == (16, 4)
+    torch.testing.assert_close(z[:, 3:], by_hand, rtol=1e-5, atol=1e-5)
+    one_alone = joined_by_hand(pnc_cli.load(made.target, clones[:1]), images)
+    torch.testing.assert_close(z[:, 3:5], one_alone, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_that_is_its_own_mirror_image_is_answered_as_ever(made, clones, images):
+    same = torch.cat([images[..., :16], images[..., :16].flip(-1)], dim=-1)
+    plain, both = (pnc_cli.load(made.target, clones, tta=tta)(same) for tta in (None, "mirror"))
+    assert plain.numpy().tobytes() == both.numpy().tobytes()
+
+
+def test_an_image_and_its_mirror_image_get_the_same_evidence(made, images):
+    """What the clones add to the target's level does not tell which of the two was shown."""
+    model = pnc_cli.load(made.patched, tta="mirror")
+    one, other = (z[:, 3:].log_softmax(1) for z in (model(images), model(images.flip(-1))))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_see_the_image_itself_last_and_none_are_left(made, images):
+    model, seen = pnc_cli.load(made.patched, tta="mirror"), []
+    model.register_forward_hook(lambda m, args, out: seen.append("whole"))
+    handle = model.target.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    model(images)
+    assert len(seen) == 3 and seen[2] == "whole" and torch.equal(seen[1], images)
+    handle.remove()
+    left = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert left == [model]
+
+
+def test_it_is_copied_and_pickled_with_its_averaging(made, clones, images):
+    model = pnc_cli.load(made.target, clones, tta="mirror")
+    wanted = model(images)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert again.tta == "mirror" and torch.equal(again(images), wanted)
+    del vars(model)["tta"]  # as of a module that was pickled before there was one
+    assert torch.equal(model(images), pnc_cli.load(made.target, clones)(images))
+
+
+def test_in_training_nothing_runs_twice(made, images):
+    model, passes = pnc_cli.load(made.patched, tta="mirror").train(), []
+    model.target.register_forward_hook(lambda *given: passes.append(1))
+    model(images)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("tta", ["flip", "", "Mirror"])
+def test_another_averaging_is_refused(made, tta):
+    with pytest.raises(UsageError, match="there is no such averaging") as e:
+        pnc_cli.load(made.patched, tta=tta)
+    assert e.value.hint == "--tta mirror"

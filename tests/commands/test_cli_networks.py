@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 
 import pytest
 from safetensors.torch import load_file
@@ -14,7 +15,11 @@ from support.command import COMMAND, ENVIRONMENT, pnc, pnc_forked
 from support.handmade import sha256, snapshot
 from support.networks import RESNET, draw_folder
 
+import pnc_cli
+from pnc_cli.errors import UsageError
+
 QUICK = ["--epochs", "0", "--limit-per-class", "6"]
+TTA = ["--tta", "mirror"]
 
 
 @pytest.fixture
@@ -97,6 +102,35 @@ def test_a_patched_file_and_a_target_with_the_clone_on_top_are_worth_the_same(ma
     )
     patched = pnc_forked("eval", made.patched, "--data", made.test, "--json", cwd=tmp_path)
     assert alone.code == 0 and alone.json == patched.json
+
+
+def test_clones_answer_for_mirror_images_too_where_it_is_asked_for(made, tmp_path):
+    args = ["eval", made.patched, "--data", made.test]
+    plain = pnc_forked(*args, "--json", cwd=tmp_path)
+    ran = pnc_forked(*args, *TTA, "--json", cwd=tmp_path)
+    assert (plain.code, ran.code) == (0, 0), ran.err
+    assert (plain.json["tta"], ran.json["tta"]) == (None, "mirror")
+    same = ("images", "target_accuracy", "clones")
+    assert {n: plain.json[n] for n in same} == {n: ran.json[n] for n in same}
+    assert ran.json["calibration_error"] != plain.json["calibration_error"]
+    assert ran.json["clone_accuracy"] > 0.8 and ran.json["locality"] > 0.9
+    model = pnc_cli.load(made.patched, tta="mirror")
+    told = asdict(pnc_cli.evaluate(model, data=made.test))
+    assert {n: ran.json[n] for n in ("tta", "per_class", "calibration_error")} == {
+        n: told[n] for n in ("tta", "per_class", "calibration_error")
+    }
+    with pytest.raises(UsageError, match="a loaded network was given"):
+        pnc_cli.evaluate(model, data=made.test, tta="mirror")
+    assert (
+        "tta mirror: target and clones run twice an image"
+        in pnc_forked(*args, *TTA, cwd=tmp_path).out
+    )
+
+
+def test_averaging_that_changes_nothing_is_said(made, tmp_path):
+    ran = pnc_forked("eval", made.target, "--data", made.test, *TTA, "--json", cwd=tmp_path)
+    assert ran.code == 0 and ran.json["tta"] == "mirror"
+    assert "--tta mirror changes nothing: the checkpoint has no clones" in ran.err
 
 
 def test_search_without_data_says_so_and_pipes_its_plan(made, tmp_path):
@@ -281,6 +315,7 @@ TABLE = {
     "a bad name": (nothing, [*CLONE, "--name", "a/b"], 2, "--name 'a/b'", "letters, digits"),
     "a device that is not there": (nothing, [*SEARCH, "--device", "cuda:99"], 2, "--device cuda:99", "cpu works everywhere"),
     "an unknown figure": (nothing, [*EVAL, "--fail-under", "beauty=1"], 2, "no figure 'beauty'", "joint_accuracy"),
+    "an averaging there is not": (nothing, [*EVAL, "--tta", "flip"], 2, "--tta 'flip'", "--tta mirror"),
     "a figure that is no number": (nothing, [*EVAL, "--fail-under", "locality=nan"], 2, "--fail-under 'locality=nan'", "joint_accuracy=0.7"),
     "an output that exists": (lambda d: (d / "out.safetensors").touch(), CLONE, 2, "out.safetensors: exists", "--force"),
     "an output in no folder": (nothing, [*SEARCH, "-o", "no/plan.json"], 2, "does not exist", "mkdir -p"),
