@@ -285,4 +285,5 @@ def make_plan(
         candidates=found.candidates,
         error=rounded(found.error),
         floor_error=rounded(found.floor_error),
+        best=found.against,
     )
