@@ -94,18 +94,19 @@ def search(
     ``study`` is one made of the same task, grid and seed before, which saves its work.  Raises
     ``Incompatible`` where nothing is within the budget or can be had as asked for.
     """
-    study = study or Study.of(task, grid, seed, progress, limits)
     wish = Wish(tuple(shares or ()), tuple(resolutions or ()))
+    grid = grid.readable_at(wish.resolutions, task.columns)
+    if not grid.places:
+        raise _no_such_map(wish)
+    study = study or Study.of(task, grid, seed, progress, limits)
     room = budget.room(grid, task)
-    found = study.score_pairs(progress)
+    found = [c for c in study.score_pairs(progress) if c.place in grid.places]
     if task.images is not None or wish.is_any:
         listed = short_list([c for c in found if _affordable(c, room, wish.least)])
         others = [] if wish.is_any else found
         scored = _score_listed(study, listed, wish, room, progress)
         tried = {c.place.pair for c in scored}
         found = [*(c for c in others if c.place not in tried), *scored]
-        if listed and not found:
-            raise _no_such_map(wish)
     within = [c for c in found if _affordable(c, room)]
     if not within:
         raise _nothing_fits(found or study.score_pairs(), grid, task)
@@ -140,7 +141,8 @@ def _score_listed(
 
 
 def _asked(study: Study, listed: Sequence[Candidate], wish: Wish) -> list[Place]:
-    """Each share at each resolution that is wished for and the pairs' modules can read."""
+    """Each share at each resolution that is wished for and the pairs' modules can read; each pair
+    has one (:meth:`Grid.readable_at`)."""
     places = [
         Place(c.tap, c.cut, share, resolution)
         for c in listed
