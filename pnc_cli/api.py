@@ -46,7 +46,9 @@ from .remarks import remarks
 if TYPE_CHECKING:
     from .branch.patched import PatchedModel
     from .branch.recalibrate import Recalibrated
+    from .branch.task import Task
     from .evaluation import Evaluation
+    from .placement.grid import Grid
 
 
 def search(
@@ -109,7 +111,6 @@ def search(
         check_output(plot, force=force, inputs=inputs)
 
     from .placement.grid import make_grid
-    from .placement.search import Budget, make_plan
 
     task = load_task(
         source,
@@ -131,9 +132,9 @@ def search(
     limits = limits_for(memory)
     say_how_long(task, limits, note, prunes=not whole, clones=False)
     grid = make_grid(task.source, task.target, names(tap), names(cut))
-    how = _how(share, resolution, whole=whole)
-    budget = Budget(max_macs, max_params, max_bytes)
-    plan = make_plan(task, grid, seed=seed, **how, budget=budget, limits=limits, progress=progress)
+    less, most = (share, resolution), (max_macs, max_params, max_bytes)
+    how = {"seed": seed, "limits": limits, "progress": progress}
+    plan = _searched(task, grid, less, most, whole=whole, **how)
     with Outputs(force=force, inputs=inputs) as outputs:
         if output is not None:
             outputs.open(output).write(canonical_json(plan))
@@ -210,7 +211,6 @@ def clone(
     from .branch.make import Recipe, make_clone
     from .branch.task import default_name
     from .placement.grid import make_grid
-    from .placement.search import Budget, make_plan
 
     task = load_task(
         source,
@@ -240,9 +240,9 @@ def clone(
         tap, cut = chosen.ends
     grid = make_grid(task.source, task.target, names(tap), names(cut))
     if not head_only and given is None:
-        how = _how(share, resolution, whole=whole)
-        how |= {"budget": Budget(max_macs, max_params, max_bytes), "limits": limits}
-        found = make_plan(task, grid, seed=seed, **how, progress=progress)
+        less, most = (share, resolution), (max_macs, max_params, max_bytes)
+        how = {"seed": seed, "limits": limits, "progress": progress}
+        found = _searched(task, grid, less, most, whole=whole, **how)
         chosen = found.candidates[found.chosen]
         for remark in remarks(found):
             note(remark)
@@ -255,16 +255,16 @@ def clone(
     return manifest
 
 
-def _how(
-    share: float | Iterable[float] | None,
-    resolution: float | Iterable[float] | None,
-    *,
-    whole: bool,
-) -> dict[str, Any]:
-    """The shares and resolutions that a search is asked for."""
-    if whole:
-        return {"shares": [1.0], "resolutions": [1.0]}
-    return {"shares": numbers(share), "resolutions": numbers(resolution)}
+def _searched(
+    task: Task, grid: Grid, less: tuple[Any, Any], most: tuple[Any, ...], *, whole: bool, **how: Any
+) -> Plan:
+    """The search of either command, for the shares and resolutions ``less`` and with the MACs,
+    parameters and bytes ``most``."""
+    from .placement.search import Budget, make_plan
+
+    shares, resolutions = [[1.0] if whole else numbers(values) for values in less]
+    how |= {"shares": shares, "resolutions": resolutions, "budget": Budget(*most)}
+    return make_plan(task, grid, **how)
 
 
 def inject(

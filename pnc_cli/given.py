@@ -48,6 +48,7 @@ def load_task(
     """
     from .branch.task import default_classes, gather, parse_classes
     from .data import open_images
+    from .network.features import channels_last
     from .network.load import check_device, load_network
 
     where = check_device(device)
@@ -65,6 +66,8 @@ def load_task(
         device=where,
         model_args=target_args,
     )
+    for network in (source, target):
+        channels_last(network)
     pool = open_images(str(unlabelled), labelled=False) if unlabelled else None
     wanted = parse_classes(classes or default_classes(source, target), source, target)
     task = gather(

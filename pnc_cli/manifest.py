@@ -292,9 +292,15 @@ def parse(text: str | bytes, kind: type[Document], where: str) -> Document:
     elif isinstance(document, Patched):
         for manifest in document.clones:
             _check(manifest, where)
-    elif document.chosen >= len(document.candidates):
-        raise BadInput(f"{where}: chosen candidate {document.chosen} is not in the list")
+    else:
+        _check_plan(document, where)
     return document
+
+
+def _check_plan(plan: Plan, where: str) -> None:
+    for what, index in (("chosen", plan.chosen), ("best", plan.best)):
+        if index is not None and index >= len(plan.candidates):
+            raise BadInput(f"{where}: {what} candidate {index} is not in the list")
 
 
 def _check(m: Manifest, where: str) -> None:

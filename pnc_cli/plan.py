@@ -126,3 +126,9 @@ class Plan(Strict, frozen=True):
     # the best), and of what it gains over the clone without a copied part (None: not known)
     error: float | None = None
     floor_error: float | None = None
+    best: Natural | None = None  # index of what the chosen one falls short of (None: of nothing)
+
+    @property
+    def held_against(self) -> Candidate | None:
+        """The best copied part, where the chosen one is another, cheaper one: what ``error`` is of."""
+        return None if self.best is None else self.candidates[self.best]

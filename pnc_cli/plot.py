@@ -54,15 +54,12 @@ def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:
             textcoords="offset points",
             fontsize=6,
         )
-    chosen = plan.candidates[plan.chosen]
-    axes.plot(
-        chosen.macs / plan.target_macs,
-        worth(chosen),
-        "*",
-        ms=14,
-        color="tab:red",
-        label=f"chosen: {_named(chosen)}",
-    )
+    chosen, against = plan.candidates[plan.chosen], plan.held_against
+    marked = [] if against is None else [(against, "s", 8, "tab:blue", "held against")]
+    marked.append((chosen, "*", 14, "tab:red", "chosen"))
+    for c, marker, size, colour, what in marked:
+        at = (c.macs / plan.target_macs, worth(c))
+        axes.plot(*at, marker, ms=size, color=colour, label=f"{what}: {_named(c)}")
     axes.set_xlabel("MACs added, of the target's")
     axes.set_ylabel(_axis(plan))
     axes.grid(alpha=0.3)

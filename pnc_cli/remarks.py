@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .manifest import Manifest
-from .plan import HEAD_ONLY, Candidate, Plan
+from .plan import Candidate, Plan
 
 MOST_LOST = 0.38  # share of original images that a clone made without any has taken, at the worst
 
@@ -12,7 +12,7 @@ def remarks(plan: Plan) -> list[str]:
     """Why not the best was taken, and whether what was taken beats a clone without a copied part."""
     chosen = plan.candidates[plan.chosen]
     found = []
-    if (best := best_of(plan)) is not None and best != chosen and plan.error is not None:
+    if (best := plan.held_against) is not None and plan.error is not None:
         found.append(
             f"taken: the cheapest that is as good as the best by one standard error "
             f"({plan.error:.3f}): average {_average(chosen)} for {_macs(plan, chosen)} of the "
@@ -58,15 +58,9 @@ def unsure(m: Manifest) -> list[str]:
     return found
 
 
-def best_of(plan: Plan) -> Candidate | None:
-    """The candidate with a copied part that gives most, whatever it costs."""
-    known = [c for c in plan.candidates if c.average_accuracy is not None and c.place != HEAD_ONLY]
-    return max(known, key=lambda c: (c.score, -c.macs), default=None)
-
-
 def head_only_of(plan: Plan) -> Candidate | None:
     """The candidate without a copied part."""
-    return next((c for c in plan.candidates if c.place == HEAD_ONLY), None)
+    return next((c for c in plan.candidates if c.place.is_head_only), None)
 
 
 def _name(c: Candidate) -> str:

@@ -144,6 +144,14 @@ def test_a_newer_version_says_to_upgrade(manifest):
 def test_a_plan_must_choose_one_of_its_candidates():
     with pytest.raises(BadInput, match="chosen candidate 1 is not in the list"):
         parse(canonical_json(make_plan(chosen=1)), Plan, "x")
+    with pytest.raises(BadInput, match="best candidate 1 is not in the list"):
+        parse(canonical_json(make_plan(best=1)), Plan, "x")
+
+
+def test_a_plan_of_before_is_read():
+    plan = json.loads(canonical_json(make_plan(error=0.01)))
+    del plan["best"]
+    assert parse(json.dumps(plan), Plan, "x").held_against is None
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,11 @@ from safetensors.torch import load_file, save_file
 from support.command import ENVIRONMENT, pnc, pnc_forked
 from support.handmade import make_clone, sha256, snapshot
 from support.networks import RESNET, make_network, preprocess, save_checkpoint
+from torch import nn
 
 import pnc_cli
+from pnc_cli.branch import make
+from pnc_cli.branch import recipe as making
 from pnc_cli.files.patch import eject, inject
 from pnc_cli.placement.probe import probe_images
 
@@ -265,6 +268,63 @@ def test_3_it_holds_for_heads_and_windows_too_and_the_patched_file_runs(made, pa
     inject(made.target, [tmp_path / "c.safetensors"], tmp_path / "p.safetensors")
     z = pnc_cli.load(tmp_path / "p.safetensors")(preprocess(probe_images(2, (3, 32, 32), seed=3)))
     assert z.shape == (2, 5) and bool(z.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "architecture, share, layer",
+    [("test_efficientnet", 0.5, nn.Conv2d), ("test_convnext", 0.5, nn.Linear)],
+)
+def test_3_it_holds_with_mixing_which_is_stored_apart_and_folded_in_when_it_is_loaded(
+    made, pair, tmp_path, monkeypatch, architecture, share, layer
+):
+    """With mixing by a square matrix and by one of low rank, refined; and what is loaded is the very
+    branch that was made."""
+    source, clone = tmp_path / "s.safetensors", tmp_path / "c.safetensors"
+    save_checkpoint(
+        source, make_network(architecture, 3, seed=5), architecture, ["blue", *pair.new]
+    )
+    branches = []
+
+    def make_branch(*args, **how):
+        branches.append(making.make_branch(*args, **how))
+        return branches[-1]
+
+    monkeypatch.setattr(make, "make_branch", make_branch)
+    manifest = pnc_cli.clone(
+        source,
+        made.target,
+        data=made.train,
+        output=clone,
+        tap="input",
+        cut="input",
+        share=share,
+        epochs=2,
+        limit_per_class=6,
+    )
+    check_module_is_the_sources(clone, source)
+    [branch] = branches
+    mixing = {n for n in load_file(clone) if n.startswith("adapter.mixing.")}
+    assert {f"adapter.{n}" for n in branch.compensation.tensors} >= mixing
+    pruned = {n for n, t in manifest.module.items() if any(k.axis == 1 for k in t.kept)}
+    kinds = set()
+    for name in manifest.adapter.mixing:
+        assert f"{name}.weight" in pruned
+        if type(branch.module.part.get_submodule(name)) is layer:
+            kinds |= {n.rpartition(".")[2] for n in mixing if f".{name}." in n}
+    assert kinds == {"matrix", "left", "right"}
+
+    loaded = pnc_cli.load(made.target, [clone]).branches[manifest.name]
+    for found, expected in (
+        (loaded.adapter, branch.adapter),
+        (loaded.module.part, branch.module.part),
+    ):
+        states = found.state_dict(), expected.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(digest(states[0][n]) == digest(t) for n, t in states[1].items())
+    x = preprocess(probe_images(4, (3, 32, 32), seed=3))
+    with torch.no_grad():
+        for found, expected in zip(*(b.module(b.adapter(x)) for b in (loaded, branch))):
+            assert digest(found) == digest(expected)
 
 
 # 4 ----------------------------------------------------------------------------------------------

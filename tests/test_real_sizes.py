@@ -1,6 +1,7 @@
 """The measuring of real sizes, on a tiny pair: what its rows say, and that a command which was ended
 or failed is shown as such."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,51 @@ def test_rows_that_are_there_are_not_measured_again(measured):
     args = ("--label", "after", "--only", "search", "--images", "4", ONE_PAIR, "--missing")
     measure(measured, *args)
     assert (measured / "rows.jsonl").read_bytes() == before
+
+
+PASSES, STARTS, SLACK = 3, 3, 2
+START = "import timm, torch"  # some seconds: what a command spends before it does anything
+
+
+@pytest.mark.slow
+def test_a_search_takes_a_few_plain_passes_at_real_size(tmp_path):
+    """Two ResNet-50 at 224 pixels and so few images that all which is allowed as little work is done.
+
+    Measured when this was written: 6.3 F, where PASSES F + STARTS starts are 4.8 F.
+    """
+    new, old = ([f"{kind}{k}" for k in range(5)] for kind in ("new", "old"))
+    source, target, data = (tmp_path / n for n in ("s.safetensors", "t.safetensors", "train"))
+    each = 4
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def cpu(name, *command):
+        """Processor seconds of a command, and what it printed."""
+        ran = run(
+            [sys.executable, *command],
+            folder=tmp_path,
+            name=name,
+            environment=env,
+            limits=Limits(seconds=600),
+        )
+        assert ran.done, f"{name}, {ran.outcome}: {ran.said}"
+        return ran.cpu, (tmp_path / f"{name}.out").read_text()
+
+    def job(name, **arguments):
+        _, text = cpu(name, "-m", "examples.benchmark.plainly", name, json.dumps(arguments))
+        return json.loads(text)
+
+    def network(path, labels, seed):
+        how = {"architecture": "resnet50", "args": {}, "size": 224, "folder": str(data)}
+        return {"path": str(path), "labels": labels, "seed": seed, **how}
+
+    drawn = {"folder": str(data), "labels": [*new, *old], "each": each, "size": 224}
+    job("pair", drawn=drawn, networks=[network(source, new, 0), network(target, old, 1)])
+    files = {"source": str(source), "target": str(target), "data": str(data)}
+    plain = job("passes", **files, classes=new, each=each)
+    assert plain["images"] == each * len(drawn["labels"])
+    start, _ = cpu("start", "-c", START)
+    spent, _ = cpu("search", "-m", "pnc_cli", "search", source, target, "--data", data, "--json")
+    assert spent <= SLACK * (PASSES * plain["cpu"] + STARTS * start)
 
 
 @pytest.mark.slow

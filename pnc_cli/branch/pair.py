@@ -34,6 +34,7 @@ class Pair:
     _parts: dict[tuple[str, tuple[int, ...]], tuple[Module, Slices]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _read: dict[tuple[str, float], bool] = field(default_factory=dict, repr=False, compare=False)
     _cells: dict[tuple[str, float], dict[str, int]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -100,6 +101,30 @@ class Pair:
             position = self.source.position(cut)
             self._parts[key] = module_after(self.source, self.head, position, list(columns))
         return self._parts[key]
+
+    def reads_coarser(self, place: Place, columns: Sequence[int]) -> bool:
+        """Whether the place's cut has another map at the place's resolution, and the part after it
+        reads that: tokens have none, and a size may stand in the part's graph."""
+        key = (place.cut, place.resolution)
+        if key not in self._read:
+            full = self.source.position(place.cut)
+            other = full.layout.at(place.resolution) not in (None, full.layout)
+            self._read[key] = other and self._answers_alike(full, self.cut(place), columns)
+        return self._read[key]
+
+    @torch.no_grad()
+    def _answers_alike(self, cut: Position, coarse: Position, columns: Sequence[int]) -> bool:
+        """Whether the part after ``cut`` says as much of a blank map at ``coarse`` as of one there."""
+        module, _ = self.part(cut.name, columns)
+        device = device_of(self.source.root)
+        try:
+            found, expected = (
+                [t.shape for t in module(torch.zeros(2, *p.layout.shape, device=device))]
+                for p in (coarse, cut)
+            )
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        return found == expected
 
     def cells(self, place: Place, columns: Sequence[int]) -> dict[str, int]:
         """How often an image uses each weight of the part after the place's cut, at its resolution

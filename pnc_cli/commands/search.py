@@ -119,7 +119,8 @@ def _text(plan: Plan, top: int) -> str:
     headings += ["branch", "joint", "average", "+-", "locality"] if with_data else []
     headings += ["fit", "+params", "+MACs", "MACs/target"]
     shown = plan.candidates[: top or None]
-    always = [plan.candidates[plan.chosen], head_only_of(plan)]  # whatever their rank
+    # whatever their rank:
+    always = [plan.candidates[plan.chosen], plan.held_against, head_only_of(plan)]
     shown += [c for c in always if c is not None and c not in shown]
     rows = []
     for c in shown:

@@ -21,14 +21,16 @@ from .study import RECOVERED, Study
 class Found:
     """The candidates of a search, best first, and the one that is taken, an index of them.
 
-    ``error`` is the standard error of what it falls short of the best copied part, and
-    ``floor_error`` that of what it gains over the clone without one; None where that is not known.
+    ``error`` is the standard error of what it falls short of the best copied part, which is the
+    candidate ``against`` (None: it is the best), and ``floor_error`` that of what it gains over the
+    clone without one; None where that is not known.
     """
 
     candidates: list[Candidate]
     chosen: int
     error: float | None = None
     floor_error: float | None = None
+    against: int | None = None
 
     @property
     def best(self) -> Candidate:
@@ -105,4 +107,6 @@ def _found(
         in_order.index(chosen),
         None if best is None else differs(chosen.place, best.place),
         differs(chosen.place, HEAD_ONLY),
+        # by its place: a trial of another share may have moved its score
+        None if best is None else [c.place for c in in_order].index(best.place),
     )

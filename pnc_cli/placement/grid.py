@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..branch.pair import Pair
 from ..errors import Incompatible
@@ -23,6 +23,18 @@ class Grid(Pair):
     """Both networks, and the places to try, with all of the module at full resolution."""
 
     places: list[Place] = field(default_factory=list, kw_only=True)
+
+    def readable_at(self, resolutions: Sequence[float], columns: Sequence[int]) -> Grid:
+        """The pairs whose cut's map the part for the classes ``columns`` can read at one of
+        ``resolutions``, which may be none; no image is looked at."""
+        coarse = [r for r in resolutions if r < 1.0]
+        if len(coarse) < len(resolutions) or not coarse:
+            return self
+
+        def reads(place: Place) -> bool:
+            return any(self.reads_coarser(replace(place, resolution=r), columns) for r in coarse)
+
+        return replace(self, places=[p for p in self.places if reads(p)])
 
 
 def make_grid(

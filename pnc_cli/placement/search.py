@@ -28,6 +28,7 @@ COARSER = (0.67, 0.5)
 # (share of a module's cost, resolution), tried beside all of a module where there is room for it:
 LESS = ((0.5, 1.0), (0.7, 1.0), (0.25, 1.0), (1.0, 0.67), (1.0, 0.5))
 LEAST = 1 / 8  # share of a pair that has to fit a budget for the pair to be tried
+ALL = Amounts(1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,13 @@ def search(
     ``study`` is one made of the same task, grid and seed before, which saves its work.  Raises
     ``Incompatible`` where nothing is within the budget or can be had as asked for.
     """
-    study = study or Study.of(task, grid, seed, progress, limits)
     wish = Wish(tuple(shares or ()), tuple(resolutions or ()))
+    grid = grid.readable_at(wish.resolutions, task.columns)
+    if not grid.places:
+        raise _no_such_map(wish)
+    study = study or Study.of(task, grid, seed, progress, limits)
     room = budget.room(grid, task)
-    found = study.score_pairs(progress)
+    found = [c for c in study.score_pairs(progress) if c.place in grid.places]
     if task.images is not None or wish.is_any:
         least = Amounts(wish.least, LEAST, LEAST)
         listed = short_list([c for c in found if _affordable(c, room, least)])
@@ -103,8 +107,6 @@ def search(
         scored = _score_listed(study, listed, wish, room, progress)
         tried = {c.place.pair for c in scored}
         found = [*(c for c in others if c.place not in tried), *scored]
-        if listed and not found:
-            raise _no_such_map(wish)
     within = [c for c in found if _affordable(c, room)]
     if not within:
         raise _nothing_fits(found or study.score_pairs(), grid, task)
@@ -211,7 +213,7 @@ def _tried_out(study: Study, found: list[Candidate], progress: Progress) -> list
     return ranked([c if study.is_settled(c) else below(c, ceiling) for c in in_order])
 
 
-def _affordable(c: Candidate, room: Amounts, shares: Amounts = Amounts(1, 1, 1)) -> bool:
+def _affordable(c: Candidate, room: Amounts, shares: Amounts = ALL) -> bool:
     """Whether ``shares`` of what ``c`` adds have ``room``."""
     return Amounts(*(s * added for s, added in zip(shares, Amounts.of(c)))).within(room)
 
@@ -273,4 +275,5 @@ def make_plan(
         candidates=found.candidates,
         error=rounded(found.error),
         floor_error=rounded(found.floor_error),
+        best=found.against,
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..allocator import give_back_freed_memory
-from ..branch.adapter import Adapter, resampled
+from ..branch.adapter import Adapter
 from ..branch.cost import Amounts
 from ..branch.material import Fits, Material, Sample
 from ..branch.recipe import Branch, Ranking, is_the_source_itself, localised, make_branch
@@ -314,7 +314,8 @@ class Study:
         """The closed-form adapter of ``place``, whatever its share."""
         key = place.dense
         if key not in self._adapters:
-            self._adapters[key] = self._fitted(key) if self._is_other_map(key) else None
+            readable = self.grid.reads_coarser(key, self.task.columns)
+            self._adapters[key] = self._fitted(key) if readable else None
         return self._adapters[key]
 
     def _fitted(self, place: Place) -> Adapter:
@@ -328,21 +329,6 @@ class Study:
             for look in self.material.look(index, [place.tap], [place.cut]):
                 fits.add(look)
         return fits.solve()[place]
-
-    def _is_other_map(self, place: Place) -> bool:
-        """Whether the place's cut has another map at its resolution, and the module reads it."""
-        full = self.grid.source.position(place.cut).layout
-        layout = full.at(place.resolution)
-        if layout is None or layout == full:
-            return False
-        module, _ = self.grid.part(place.cut, self.task.columns)
-        example = self._sample(place).cuts[place.cut][:2]
-        with torch.no_grad():
-            try:
-                found = module(resampled(example, full, layout))
-            except (RuntimeError, ValueError, IndexError):  # a size stands in its graph
-                return False
-            return [t.shape for t in found] == [t.shape for t in module(example.clone())]
 
 
 FINELY = 0.02  # of a share

@@ -1,10 +1,13 @@
 """network/features.py: what a network says of images, running no further than it has to."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from support.networks import RESNET, draw
+from support.networks import RESNET, draw, make_network
+from torch import nn
 
-from pnc_cli.network.features import answers_of, glancing, prepared, watching
+from pnc_cli.network.features import answers_of, channels_last, glancing, prepared, watching
 from pnc_cli.network.load import load_network
 
 SPOTS = ["input", "maxpool", "layer2.0", "layer3"]
@@ -95,3 +98,29 @@ def test_answers_are_the_same_in_batches_of_any_size(network, images, batch):
     torch.testing.assert_close(whole.logits, logits, rtol=1e-5, atol=1e-5)
     expected = network.model.get_classifier()(whole.pre)
     torch.testing.assert_close(whole.logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_channels_last_changes_no_number_of_a_network(architecture):
+    model = make_network(architecture, 3, size=160)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    x = torch.randn(2, 3, 160, 160)
+    answers = model(x)
+    channels_last(SimpleNamespace(model=model, input_size=(3, 160, 160)))
+    assert any(not t.is_contiguous() for t in model.state_dict().values())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    torch.testing.assert_close(model(x), answers)
+
+
+def test_a_network_that_does_not_run_with_channels_last_is_left_as_it_was():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).view(len(x), -1)
+
+    model = Flat().requires_grad_(False)
+    channels_last(SimpleNamespace(model=model, input_size=(3, 8, 8)))
+    assert model.conv.weight.is_contiguous() and model(torch.zeros(2, 3, 8, 8)).shape == (2, 144)

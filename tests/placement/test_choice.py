@@ -57,11 +57,30 @@ def test_the_cheapest_within_one_standard_error_is_taken():
     assert found.best is near
     assert [c.tap for c in found.candidates] == ["a", "b", "c", "-"]
     assert found.error == found.floor_error == 0.01
+    assert found.candidates[found.against] is best
 
 
 def test_the_best_is_taken_where_nothing_cheaper_is_as_good():
     found = take_cheapest_as_good(Study(), [candidate("a", 0.8, 100), candidate("b", 0.7, 50)])
-    assert found.best.tap == "a" and found.error is None
+    assert found.best.tap == "a" and found.error is None and found.against is None
+
+
+def test_what_it_is_held_against_gives_most_whatever_its_score():
+    """A score has the mean probability of the right class in it, and the price."""
+    best, near = candidate("a", 0.80, 100), candidate("b", 0.795, 50)
+    sure = msgspec.structs.replace(candidate("c", 0.79, 70), score=0.9)
+    found = take_cheapest_as_good(Study(), [sure, near, best])
+    assert found.best is near and found.candidates[0] is sure
+    assert found.candidates[found.against] is best
+
+
+def test_what_it_is_held_against_is_known_though_a_trial_moved_it():
+    best = candidate("p", 0.80, 60, share=0.7)
+    quarter = candidate("p", 0.79, 25, share=0.25)
+    study = Study(refined={("p", 0.25): 0.795})
+    study.is_settled = lambda c: c.share == 0.7 or "p" in study.tried
+    found = take_cheapest_as_good(study, [best, quarter])
+    assert found.best.share == 0.25 and found.candidates[found.against].share == 0.7
 
 
 def test_no_copied_part_is_never_taken_by_itself():

@@ -8,10 +8,13 @@ from support.networks import draw_folder, make_network, save_checkpoint
 from pnc_cli import load
 from pnc_cli.branch.adapter import resampled
 from pnc_cli.branch.cost import module_macs
+from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.data import open_images
 from pnc_cli.errors import Incompatible
 from pnc_cli.manifest import Layout
 from pnc_cli.network.graph import trace
 from pnc_cli.network.load import load_network
+from pnc_cli.placement import search as searching
 from pnc_cli.placement.grid import make_grid
 from pnc_cli.plan import NOTHING, Place
 
@@ -110,6 +113,42 @@ def test_a_search_tries_resolutions_and_says_which(made, tmp_path):
     found = pnc_forked(*asked, *coarse, cwd=tmp_path).json["plan"]
     copied = [c for c in found["candidates"] if c["tap"] != NOTHING]
     assert {(c["share"], c["resolution"]) for c in copied} == {(0.5, 0.67)}
+
+
+def test_the_pairs_that_can_be_read_at_a_resolution_are_found_whatever_is_better(pair, monkeypatch):
+    """The map after layer4 is one cell; that of maxpool has 8 by 8, and 7 by 7 at 0.9."""
+    source, target = load_network(pair.source), load_network(pair.target)
+    classes = parse_classes(pair.new, source, target)
+    images = open_images(str(pair.train))
+    task = gather(source, target, classes, images, limit=6, originals=True, seed=0)
+    grid = make_grid(source, target, ["maxpool"], ["maxpool", "layer4"])
+
+    def short(candidates):
+        return [c for c in candidates if c.cut == "layer4"] or list(candidates)
+
+    monkeypatch.setattr(searching, "short_list", short)
+    found = searching.search(task, grid, seed=0, resolutions=[0.9])
+    copied = [c.place for c in found.candidates if c.tap != NOTHING]
+    assert copied == [Place("maxpool", "maxpool", resolution=0.9)]
+    found = searching.search(task, grid, seed=0, resolutions=[0.9, 1.0])
+    assert {c.cut for c in found.candidates if c.tap != NOTHING} == {"layer4"}
+
+
+def test_a_resolution_that_nothing_has_is_refused_before_an_image_is_looked_at(pair, monkeypatch):
+    source, target = load_network(pair.source), load_network(pair.target)
+    task = gather(
+        source,
+        target,
+        parse_classes(pair.new, source, target),
+        None,
+        limit=None,
+        originals=False,
+        seed=0,
+    )
+    monkeypatch.setattr(searching.Study, "of", None)
+    grid = make_grid(source, target, ["maxpool"], ["layer4", "layer2"])
+    with pytest.raises(Incompatible, match="no cut has another map at resolution 0.9, 0.95"):
+        searching.search(task, grid, seed=0, resolutions=[0.9, 0.95])
 
 
 def test_tokens_are_refused(made, tmp_path):

@@ -55,7 +55,7 @@ def candidate_of(tap, cut, share, average, macs):
     )
 
 
-def plan_of(*candidates, chosen, target_macs, error=None, floor_error=None):
+def plan_of(*candidates, chosen, target_macs, error=None, floor_error=None, best=None):
     """A plan of candidates (tap, cut, share, average, MACs), the score of each its average."""
     return Plan(
         schema="pnc.plan/1",
@@ -71,5 +71,6 @@ def plan_of(*candidates, chosen, target_macs, error=None, floor_error=None):
         chosen=chosen,
         error=error,
         floor_error=floor_error,
+        best=best,
         candidates=[candidate_of(*candidate) for candidate in candidates],
     )
