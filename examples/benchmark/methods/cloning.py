@@ -56,7 +56,9 @@ def _make(variant: Variant, problem: Problem, known: Settings | None) -> Made:
             found = Shared(HEAD_ONLY_CANDIDATE, Spent())
         else:
             study = _shared(problem, _study, task, grid)
-            found = _shared(problem, _search, task, grid, study.made, _budget(variant, task, grid))
+            found = _shared(
+                problem, _search, task, grid, study.made, budget_of(variant, task, grid)
+            )
             shared += study.saved
         if variant.unlabelled:
             task = _shared(problem, _with_pool, task, variant.unlabelled).made
@@ -128,7 +130,7 @@ def _study(problem: Problem, task: Task, grid: Grid) -> Study:
     return study
 
 
-def _budget(variant: Variant, task: Task, grid: Grid) -> Budget:
+def budget_of(variant: Variant, task: Task, grid: Grid) -> Budget:
     """The most that may be added."""
     if variant.of_pair is None:
         return Budget(variant.max_macs, variant.max_params)
