@@ -100,7 +100,7 @@ def make_clone(
         cost=_cost(task, pair, branch, join, tensors),
         tensors_sha256=raw_sha256(tensors),
     )
-    return manifest, tensors
+    return manifest.sealed(), tensors
 
 
 def _learned(branch: Branch) -> dict[str, Tensor]:
