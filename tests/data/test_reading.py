@@ -12,8 +12,8 @@ from PIL import Image
 from support.networks import draw_folder
 from timm.data import create_transform
 
-from pnc_cli import data
 from pnc_cli.data import choose, framed_like, load_images, normalize, open_images, read_images
+from pnc_cli.data import reading as data
 from pnc_cli.errors import BadInput, Incompatible
 from pnc_cli.manifest import Preprocessing
 
@@ -242,11 +242,11 @@ def test_a_truncated_tar_names_the_image_it_breaks_in(tmp_path, folder):
         (lambda d: d / "nowhere", "no such folder or tar"),
         (
             lambda d: (d / "empty").mkdir() or d / "empty",
-            "no labelled images could be read|no images found",
+            "no images found",
         ),
         (
             lambda d: (d / "only" / "red").mkdir(parents=True) or d / "only",
-            "no labelled images could be read|no images found",
+            "no images found",
         ),
         (lambda d: (d / "x.zip").write_bytes(b"PK") and d / "x.zip", "is not a folder or a .tar"),
         (
