@@ -84,11 +84,9 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """What was given and not used, or could not be, in a line each."""
-        found, missing = [], self.classes_without_images
+        found = []
         if self.tta and not self.clones:
             found.append(f"--tta {self.tta} changes nothing: the checkpoint has no clones")
-        if missing:
-            found.append(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
         if self.skipped:
             found.append(f"skipped {self.skipped} images that do not decode")
         return found

@@ -77,6 +77,10 @@ def load_task(
     pool = open_images(str(unlabelled), labelled=False) if unlabelled else None
     images = open_images(str(data), split=split) if data else None
     wanted, found = _matched(classes, source, target, images, originals=not no_originals)
+    for what, network in (("source", source), ("target", target)):
+        known = f"{network.ref.architecture}, {len(network.labels)} classes"
+        note(f"{what}: {known} ({network.path.name})")
+    note("clone classes: " + ", ".join(c.name for c in wanted))
     say_matched(found, note, matched)
     task = gather(
         source,
@@ -90,7 +94,7 @@ def load_task(
         unlabelled=pool,
         progress=progress,
     )
-    _say_what_is_used(task, found, pool, note)
+    _say_images(task, found, pool, note)
     return task
 
 
@@ -150,14 +154,9 @@ def say_matched(found: Reconciled | None, note: Note, matched: Matched | None) -
         matched(found)
 
 
-def _say_what_is_used(
-    task: Task, found: Reconciled | None, pool: ImageSource | None, note: Note
-) -> None:
-    for what, network in (("source", task.source), ("target", task.target)):
-        known = f"{network.ref.architecture}, {len(network.labels)} classes"
-        note(f"{what}: {known} ({network.path.name})")
-    note("clone classes: " + ", ".join(c.name for c in task.classes))
-    if task.images is None or found is None:
+def _say_images(task: Task, found: Reconciled | None, pool: ImageSource | None, note: Note) -> None:
+    """Notes how many images were read, and what became of the rest."""
+    if found is None:
         note(
             "no --data: judged on generated images; with images of the classes the ranking is better"
         )
@@ -165,8 +164,8 @@ def _say_what_is_used(
     new = int(task.is_new.sum())
     old = len(task.ids) - new
     note(f"images: {new} of clone classes, {old} of {task.old} original classes")
-    if task.images.skipped:
-        note(f"skipped {task.images.skipped} images that do not decode")
+    if skipped := task.pixels.skipped:
+        note(f"skipped {skipped} images that do not decode")
     if lost := [n for n in found.original if n not in task.originals]:
         note(f"original classes of which no image decodes, left out: {', '.join(lost)}")
     if pool is not None:

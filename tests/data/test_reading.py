@@ -251,7 +251,7 @@ def test_a_truncated_tar_names_the_image_it_breaks_in(tmp_path, folder):
         (lambda d: (d / "x.zip").write_bytes(b"PK") and d / "x.zip", "is not a folder or a .tar"),
         (
             lambda d: (d / "x.tar").write_bytes(b"no tar") and d / "x.tar",
-            "no labelled images could be read",
+            "cannot be read as a tar",
         ),
     ],
     ids=["missing", "empty", "empty class", "zip", "broken tar"],
