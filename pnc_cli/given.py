@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 File = str | Path
 Matched = Callable[["Reconciled"], object]  # is told what becomes of labels and folders
+NOT_ASKED = "not asked for"
 WORTH_SAYING = 10.0  # seconds
 MOSTLY_NEW = 0.6  # share of unlabelled images
 
@@ -129,7 +130,7 @@ def _matched(
     not_used = {"clones in the target's file have them": taken}
     if asked:
         known = {*target.labels, *taken}
-        not_used["not asked for"] = [n for n in source.labels if n not in known]
+        not_used[NOT_ASKED] = [n for n in source.labels if n not in known]
     if not originals:
         not_used["--no-originals"] = target.labels
     found = reconcile(
@@ -140,7 +141,8 @@ def _matched(
         not_used=not_used,
     )
     if originals:
-        check_named(target, list(found.original), list(found.unknown))
+        spare = sorted({*found.unknown, *found.not_used.get(NOT_ASKED, ())})
+        check_named(target, list(found.original), spare)
     return wanted, found
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from msgspec.structs import replace
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def read_images(
             return [t(image) for t in transforms]
         except Exception as e:  # Pillow's decoders raise nearly anything on broken files
             return BadInput(
-                f"{name}: does not decode as an image: {e}",
+                f"{name}: does not decode as an image: {_why(e, data)}",
                 hint="remove it, or give --skip-bad to go on without it",
             )
 
@@ -142,6 +142,12 @@ def read_images(
             f"{source.name}: no image could be read",
             hint="are the folder names the classes' labels?",
         )
+
+
+def _why(error: Exception, data: bytes | Image.Image | Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # it names an object of ours
+        return "the file is empty" if data == b"" else "no kind of image that Pillow knows"
+    return str(error)
 
 
 def _together(views: Iterable[Preprocessing]) -> int:
