@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     checkpoint: Annotated[Path, o.positional("CKPT", "Checkpoint, patched or plain.")],
-    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class.")],
+    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class, or hfds/NAME.")],
     clone: Annotated[
         list[Path] | None,
         typer.Option(

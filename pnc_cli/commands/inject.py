@@ -29,7 +29,7 @@ def inject(
         str | None,
         o.data(
             "Recalibrate all clones together on these images of every class "
-            "(folder or .tar): joins change, modules do not."
+            "(folder, .tar or hfds/NAME): joins change, modules do not."
         ),
     ] = None,
     split: o.Split = None,

@@ -23,7 +23,9 @@ def search(
     classes: o.Classes = None,
     data: Annotated[
         str | None,
-        o.data("Folder or .tar with one sub-folder a class. Default: generated images."),
+        o.data(
+            "Folder or .tar with one sub-folder a class, or hfds/NAME. Default: generated images."
+        ),
     ] = None,
     output: Annotated[
         Path | None, o.output("Write the plan here, for pnc clone --plan; - is stdout.")

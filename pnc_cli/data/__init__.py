@@ -2,7 +2,16 @@
 (``reading``), and what becomes of folders and labels (``reconcile``)."""
 
 from ..progress import Progress, no_progress
-from .listing import ImageSource, LeftOut, choose, images_per_class, open_images
+from .listing import (
+    LEAST,
+    PER_CLASS,
+    TOGETHER,
+    ImageSource,
+    LeftOut,
+    choose,
+    images_per_class,
+    open_images,
+)
 from .reading import (
     Images,
     batches,
@@ -15,6 +24,9 @@ from .reading import (
 from .reconcile import Reconciled, likely, reconcile
 
 __all__ = [
+    "LEAST",
+    "PER_CLASS",
+    "TOGETHER",
     "ImageSource",
     "Images",
     "LeftOut",

@@ -250,7 +250,6 @@ def make_plan(
     progress: Progress = no_progress,
 ) -> Plan:
     """A search with what it was made from."""
-    study = Study.of(task, grid, seed, progress, limits)
     found = search(
         task,
         grid,
@@ -258,7 +257,6 @@ def make_plan(
         shares=shares,
         resolutions=resolutions,
         budget=budget,
-        study=study,
         limits=limits,
         progress=progress,
     )
@@ -278,5 +276,5 @@ def make_plan(
         error=rounded(found.error),
         floor_error=rounded(found.floor_error),
         best=found.against,
-        fitted=[] if task.images is None else study.material.task.fitted,
+        fitted=found.fitted,
     )
