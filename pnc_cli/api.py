@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .chosen import check_alone, check_row, find_place, find_plan, read_plan
 from .errors import UsageError
 from .files.atomic import Outputs, check_output
 from .files.clone_file import sidecar_of, write_clone
@@ -25,30 +26,26 @@ from .files.patch import eject as eject_clones
 from .files.patch import inject as inject_clones
 from .given import (
     File,
-    check_alone,
-    check_head_only,
+    Matched,
+    check_data,
     check_name,
-    check_plan,
     load_task,
     names,
     note_pool,
-    numbers,
     paths,
-    read_plan,
     say_how_long,
+    say_matched,
+    wanted_of,
 )
 from .limits import limits_for
 from .manifest import Manifest, Patched, canonical_json
-from .plan import HEAD_ONLY_CANDIDATE, Plan
+from .plan import Plan
 from .progress import Note, Progress, no_note, no_progress
-from .remarks import remarks
 
 if TYPE_CHECKING:
     from .branch.patched import PatchedModel
     from .branch.recalibrate import Recalibrated
-    from .branch.task import Task
     from .evaluation import Evaluation
-    from .placement.grid import Grid
 
 
 def search(
@@ -67,6 +64,7 @@ def search(
     max_params: float | None = None,
     max_bytes: int | None = None,
     whole: bool = False,
+    split: str | None = None,
     limit_per_class: int | None = None,
     no_originals: bool = False,
     skip_bad: bool = False,
@@ -80,6 +78,7 @@ def search(
     force: bool = False,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
 ) -> Plan:
     """Ranks where in ``target`` to attach which part of ``source``, best first.
 
@@ -88,9 +87,10 @@ def search(
 
     ``classes`` are the source's to clone, ``"deer=roe deer"`` for one under another label; without
     them those that the target does not know.  ``data`` is a folder or .tar with one sub-folder a
-    class (or what else timm's datasets are called); without it the source is judged on generated
-    images.  ``max_macs`` and ``max_params`` are shares of the target's, ``max_bytes`` a number.
+    class (or "hfds/...", what Hugging Face's datasets read); without it the source is judged on generated
+    images.  ``split`` is the one to read where ``data`` ("hfds/...") has several.  ``max_macs`` and ``max_params`` are shares of the target's, ``max_bytes`` a number.
     ``memory`` is the most to use beside networks and images, in bytes.
+    ``matched`` is called with what becomes of labels and folders.
     The plan is written to ``output`` and drawn in ``plot`` where they are given.
 
     >>> import pnc_cli
@@ -102,6 +102,8 @@ def search(
     from .plot import check_plot, draw_plan
 
     check_alone("whole", whole, share=share, resolution=resolution)
+    reading = {"split": split, "limit_per_class": limit_per_class, "skip_bad": skip_bad}
+    check_data(data, **reading, no_originals=no_originals)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
     inputs = [source, target]
     if output is not None:
@@ -110,13 +112,12 @@ def search(
         check_plot(plot := Path(plot))
         check_output(plot, force=force, inputs=inputs)
 
-    from .placement.grid import make_grid
-
     task = load_task(
         source,
         target,
         classes=names(classes),
         data=data,
+        split=split,
         limit_per_class=limit_per_class,
         no_originals=no_originals,
         skip_bad=skip_bad,
@@ -128,13 +129,12 @@ def search(
         target_args=target_args,
         progress=progress,
         note=note,
+        matched=matched,
     )
     limits = limits_for(memory)
     say_how_long(task, limits, note, prunes=not whole, clones=False)
-    grid = make_grid(task.source, task.target, names(tap), names(cut))
-    less, most = (share, resolution), (max_macs, max_params, max_bytes)
-    how = {"seed": seed, "limits": limits, "progress": progress}
-    plan = _searched(task, grid, less, most, whole=whole, **how)
+    wanted = wanted_of(tap, cut, share, resolution, max_macs, max_params, max_bytes)
+    _, plan = find_plan(task, wanted, seed=seed, whole=whole, limits=limits, progress=progress)
     with Outputs(force=force, inputs=inputs) as outputs:
         if output is not None:
             outputs.open(output).write(canonical_json(plan))
@@ -151,6 +151,7 @@ def clone(
     output: File | None = None,
     classes: str | Iterable[str] | None = None,
     plan: Plan | File | None = None,
+    row: int | None = None,
     tap: str | Iterable[str] | None = None,
     cut: str | Iterable[str] | None = None,
     share: float | Iterable[float] | None = None,
@@ -162,6 +163,7 @@ def clone(
     head_only: bool = False,
     name: str | None = None,
     epochs: int | None = None,
+    split: str | None = None,
     limit_per_class: int | None = None,
     no_originals: bool = False,
     unlabelled: File | None = None,
@@ -176,11 +178,14 @@ def clone(
     force: bool = False,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
 ) -> Manifest:
     """Clones classes of ``source`` for ``target``, writes that to ``output``, returns its manifest.
 
     ``plan`` is what :func:`search` found, or the file that it is in (``"-"``: standard input);
-    without one the search is made here, as its arguments say.  Folders of ``data`` that are clone
+    ``row`` is the candidate to take from it, counted from 1; with ``tap``, ``share``, ``max_macs`` and
+    the like it is the best that is so.  Without a plan the search is made here, as these
+    arguments say.  Folders of ``data`` that are clone
     classes teach the clone, those that are original classes keep it in its place; where there are
     none of those, ``unlabelled`` images of whatever the target is used on do so.  ``epochs`` are
     the passes that refine the adapter; ``memory`` the most to use beside networks and images.
@@ -195,28 +200,30 @@ def clone(
     >>> manifest.cost.macs <= manifest.cost.target_macs
     True
     """
-    asked = {"share": share, "resolution": resolution, "plan": plan}
-    check_alone("whole", whole, **asked)
+    asked: dict[str, Any] = {"share": share, "resolution": resolution}
+    check_alone("whole", whole, **asked, plan=plan)
     asked |= {"max-macs": max_macs, "max-params": max_params, "max-bytes": max_bytes}
-    check_alone("head-only", head_only, **asked, tap=tap, cut=cut, whole=whole or None)
+    asked |= {"tap": tap, "cut": cut}
+    check_alone("head-only", head_only, **asked, plan=plan, epochs=epochs, whole=whole or None)
+    given = None if plan is None else read_plan(plan)
+    check_row(row, given, **asked)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
     inputs = [source, target]
     if output is not None:
         check_output(output := Path(output), force=force, inputs=inputs)
         check_output(sidecar_of(output), force=force)
     check_name(name)
-    given, limits = None if plan is None else read_plan(plan), limits_for(memory)
-    wanted = names(classes)
+    limits, wanted = limits_for(memory), names(classes)
 
+    from .branch.classes import default_name
     from .branch.make import Recipe, make_clone
-    from .branch.task import default_name
-    from .placement.grid import make_grid
 
     task = load_task(
         source,
         target,
         classes=given.classes if given is not None and not wanted else wanted,
         data=data,
+        split=split,
         limit_per_class=limit_per_class,
         no_originals=no_originals,
         skip_bad=skip_bad,
@@ -229,23 +236,22 @@ def clone(
         unlabelled=unlabelled,
         progress=progress,
         note=note,
+        matched=matched,
     )
     say_how_long(task, limits, note, prunes=not (whole or head_only), clones=True)
-    if head_only:
-        check_head_only(task)
-        chosen = HEAD_ONLY_CANDIDATE
-    elif given is not None:
-        check_plan(given, "the plan" if isinstance(plan, Plan) else str(plan), task)
-        chosen = given.candidates[given.chosen]
-        tap, cut = chosen.ends
-    grid = make_grid(task.source, task.target, names(tap), names(cut))
-    if not head_only and given is None:
-        less, most = (share, resolution), (max_macs, max_params, max_bytes)
-        how = {"seed": seed, "limits": limits, "progress": progress}
-        found = _searched(task, grid, less, most, whole=whole, **how)
-        chosen = found.candidates[found.chosen]
-        for remark in remarks(found):
-            note(remark)
+    grid, chosen = find_place(
+        task,
+        wanted_of(tap, cut, share, resolution, max_macs, max_params, max_bytes),
+        plan=given,
+        called="the plan" if isinstance(plan, Plan) else str(plan),
+        row=row,
+        head_only=head_only,
+        whole=whole,
+        seed=seed,
+        limits=limits,
+        progress=progress,
+        note=note,
+    )
     note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
@@ -255,18 +261,6 @@ def clone(
     return manifest
 
 
-def _searched(
-    task: Task, grid: Grid, less: tuple[Any, Any], most: tuple[Any, ...], *, whole: bool, **how: Any
-) -> Plan:
-    """The search of either command, for the shares and resolutions ``less`` and with the MACs,
-    parameters and bytes ``most``."""
-    from .placement.search import Budget, make_plan
-
-    shares, resolutions = [[1.0] if whole else numbers(values) for values in less]
-    how |= {"shares": shares, "resolutions": resolutions, "budget": Budget(*most)}
-    return make_plan(task, grid, **how)
-
-
 def inject(
     target: File,
     clones: File | Iterable[File],
@@ -274,12 +268,14 @@ def inject(
     output: File,
     rename: dict[str, str] | None = None,
     data: File | None = None,
+    split: str | None = None,
     limit_per_class: int | None = None,
     skip_bad: bool = False,
     seed: int = 0,
     force: bool = False,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
     recalibrated: Callable[[Recalibrated], object] | None = None,
 ) -> Patched:
     """Writes ``target``, plain or patched, with ``clones`` applied to ``output``.
@@ -295,22 +291,26 @@ def inject(
     >>> labels = [label for clone in patched.clones for label in clone.labels]
     """
     target, files, output = Path(target), paths(clones), Path(output)
+    reading = {"split": split, "limit_per_class": limit_per_class, "skip_bad": skip_bad}
+    check_data(data, **reading, seed=seed)
     if data is None:
         return inject_clones(target, files, output, rename=rename, force=force)
 
     from .branch.recalibrate import inject_together
+    from .data import open_images
 
     patched, gain = inject_together(
         target,
         files,
         output,
-        str(data),
+        open_images(str(data), split=split),
         limit=limit_per_class,
         seed=seed,
         rename=rename,
         skip_bad=skip_bad,
         force=force,
         progress=progress,
+        matched=lambda found: say_matched(found, note, matched),
     )
     note(
         f"recalibrated together: mean negative log-likelihood {gain.before:.3f} -> {gain.after:.3f}"
@@ -347,6 +347,7 @@ def evaluate(
     clone: File | Iterable[File] = (),
     tta: str | None = None,
     latency: bool = False,
+    split: str | None = None,
     limit_per_class: int = 0,
     skip_bad: bool = False,
     seed: int = 0,
@@ -355,6 +356,7 @@ def evaluate(
     args: dict[str, Any] | None = None,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
 ) -> Evaluation:
     """Measures a checkpoint, patched or plain, on labelled images.
 
@@ -383,7 +385,8 @@ def evaluate(
         )
     else:
         model = checkpoint
-    source = open_images(str(data))
+    source = open_images(str(data), split=split)
+    say_matched(evaluation.matched_labels(model, source), note, matched)
     chosen = choose(source, model.label_names, limit_per_class or None, seed)
     images = read_images(
         source,

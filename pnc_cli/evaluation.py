@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from .branch.patched import PatchedModel, answer, preprocessing_of
-from .data import Images
+from .branch.patched import PatchedModel, answer, labels_in, preprocessing_of
+from .data import Images, ImageSource, Reconciled
+from .errors import BadInput
 from .manifest import Manifest
 
 BINS = 15  # of the calibration error
@@ -83,11 +84,9 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """What was given and not used, or could not be, in a line each."""
-        found, missing = [], self.classes_without_images
+        found = []
         if self.tta and not self.clones:
             found.append(f"--tta {self.tta} changes nothing: the checkpoint has no clones")
-        if missing:
-            found.append(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
         if self.skipped:
             found.append(f"skipped {self.skipped} images that do not decode")
         return found
@@ -121,6 +120,28 @@ class Verdicts:
             torch.cat([p.alone for p in parts]),
             torch.cat(branch) if branch else None,
         )
+
+
+def matched_labels(model: PatchedModel, source: ImageSource) -> Reconciled:
+    """What becomes of the model's labels and the folders.  Raises ``BadInput`` where none match."""
+    found = labels_in(model, source)
+    if not found.clone and not found.original:
+        folders, labels = (
+            ", ".join(names[:10]) for names in (list(source.by_class), model.label_names)
+        )
+        unnamed = model.label_names == [str(i) for i in range(model.num_classes)]
+        why = (
+            "the checkpoint names no classes, so they are numbered"
+            if unnamed
+            else "its classes are"
+        )
+        raise BadInput(
+            f"{source.name}: no folder is called as a class: the folders are {folders}; {why}: {labels}",
+            hint='put "label_names": [...] into the .json beside the checkpoint'
+            if unnamed
+            else "call the folders as the classes",
+        )
+    return found
 
 
 def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from .errors import BadInput
-from .plan import Plan
+from .plan import Plan, Side
 from .schema import Kind, Label, Natural, Sha256, Strict
 
 CLONE_SCHEMA: Final = "pnc.clone/1"
@@ -190,7 +190,10 @@ class WithoutOriginals(Strict, frozen=True):
 
 
 class Measured(Strict, frozen=True, omit_defaults=True):
-    """Figures at cloning time, on training images held out from every fit; shares 0 to 1."""
+    """Figures at cloning time, on training images held out from every fit; shares 0 to 1.
+
+    Those of the sides in ``fitted`` are of images that were fitted on, as none could be held out.
+    """
 
     images: Natural
     branch_accuracy: float | None  # the branch alone among the clone classes
@@ -200,6 +203,9 @@ class Measured(Strict, frozen=True, omit_defaults=True):
     joint_accuracy: float | None
     locality: float | None
     without_originals: WithoutOriginals | None = None  # where no original image was given
+    fitted: list[Side] = msgspec.field(default_factory=list)
+    # classes with too few images for any to be held out: how many they have
+    not_held_out: dict[Label, Natural] = msgspec.field(default_factory=dict)
 
 
 class Cost(Strict, frozen=True):

@@ -14,12 +14,13 @@ from ..report import Report, figure, table
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..data import Reconciled
     from ..evaluation import Evaluation
 
 
 def evaluate(
     checkpoint: Annotated[Path, o.positional("CKPT", "Checkpoint, patched or plain.")],
-    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class.")],
+    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class, or hfds/NAME.")],
     clone: Annotated[
         list[Path] | None,
         typer.Option(
@@ -42,6 +43,7 @@ def evaluate(
         ),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the forward pass too.")] = False,
+    split: o.Split = None,
     limit_per_class: o.EvalLimit = 0,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
@@ -65,7 +67,7 @@ def evaluate(
 
     keep_freed_memory()
     floors = _floors(fail_under, METRICS)
-    notes: list[str] = []
+    matched: list[Reconciled] = []
     with report.progress() as progress:
         result = api.evaluate(
             checkpoint,
@@ -73,6 +75,7 @@ def evaluate(
             clone=clone or (),
             tta=tta,
             latency=latency,
+            split=split,
             limit_per_class=limit_per_class,
             skip_bad=skip_bad,
             seed=seed,
@@ -80,11 +83,11 @@ def evaluate(
             arch=arch,
             args=o.model_args(args, "--args"),
             progress=progress,
-            note=notes.append,
+            note=report.note,
+            matched=matched.append,
         )
-    for text in notes:
-        report.note(text)
     document = {k: v for k, v in asdict(result).items() if k != "latency_ms" or latency}
+    document |= o.data_of(matched)
     failed = "; ".join(
         f"{name} is {figure(result.metric(name))}, required {floors[name]:g}"
         for name in result.below(floors)

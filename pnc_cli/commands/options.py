@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import BadInput, UsageError
+
+if TYPE_CHECKING:
+    from ..data import Reconciled
 
 
 def positional(metavar: str, help: str) -> Any:
@@ -41,6 +44,10 @@ Limit = Annotated[
         min=0,
         help="Most images read of each class (0: all). Default: 100, fewer where there are more than 40 original classes.",
     ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", help="The split to read, where --data is hfds/NAME and has several."),
 ]
 EvalLimit = Annotated[
     int, typer.Option("--limit-per-class", help="Most images read of each class (0: all).", min=0)
@@ -169,6 +176,11 @@ def renames(items: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--rename '{item}'", hint="--rename old=new")
         pairs[old] = new
     return pairs
+
+
+def data_of(matched: list[Reconciled]) -> dict[str, Any]:
+    """What became of labels and folders, for the JSON object."""
+    return {"data": matched[0].document} if matched else {}
 
 
 def existing(path: Path, what: str) -> Path:
