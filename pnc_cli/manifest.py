@@ -163,7 +163,7 @@ class Join(Strict, frozen=True):
 
 
 class Method(Strict, frozen=True, omit_defaults=True):
-    """What made the clone: with the same inputs and versions, the same bytes."""
+    """What made the clone: with the same inputs, versions and ``threads``, the same bytes."""
 
     seed: int
     epochs: Natural
@@ -171,6 +171,7 @@ class Method(Strict, frozen=True, omit_defaults=True):
     images_per_class: dict[Label, Natural]
     original_images: Natural
     unlabelled_images: Natural = 0  # that stood in for images of originals
+    threads: Natural | None = None  # of PyTorch: sums of floats are added up in another order
     unlabelled_new: float | None = None  # the share of them that was taken for clone classes
     # other clones that the join was recalibrated with, at injection
     recalibrated_with: list[Label] = msgspec.field(default_factory=list)

@@ -265,6 +265,7 @@ def _method(
         original_images=int((~task.is_new).sum()),
         unlabelled_images=0 if task.pool is None else len(task.pool),
         unlabelled_new=rounded(new_in_pool),
+        threads=torch.get_num_threads(),
     )
 
 
