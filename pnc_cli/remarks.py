@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from .manifest import Manifest
 from .plan import FEWEST, Candidate, Plan, Side
 
+FLATTERING = (
+    "images that one of the networks was trained on flatter these figures; for honest ones: "
+    "pnc eval with images that neither has seen"
+)
 MOST_LOST = 0.38  # share of original images that a clone made without any has taken, at the worst
 
 

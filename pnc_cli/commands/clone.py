@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..remarks import unsure
+from ..remarks import FLATTERING, unsure
 from ..report import Report, amount, figure, table
 from . import options as o
 
@@ -148,6 +148,7 @@ def clone(
     document = {"output": str(output), "manifest": to_plain(manifest), "unsure": unsure(manifest)}
     document |= o.data_of(matched)
     report.result(document, summary(manifest, output))
+    report.note(FLATTERING)
     report.note(f"next: pnc inject {target} {output} -o patched.safetensors")
 
 

@@ -95,3 +95,11 @@ def test_one_image_is_enough_for_the_other_ways_to_clone(made, tmp_path, options
     ran = run("clone", made, tmp_path, *options, *more, "-o", "c.safetensors")
     assert ran.code == 0, ran.err
     assert FITTED in ran.out and "on held-out images" not in ran.out
+
+
+def test_figures_of_training_images_are_said_to_flatter(made, tmp_path):
+    """And the images that they are of have had no part in the search either (test_search.py)."""
+    some_of_each(made, tmp_path, 6, 6)
+    ran = run("clone", made, tmp_path, *QUICK, "-o", "c.safetensors")
+    assert ran.code == 0
+    assert "flatter these figures" in ran.err and "pnc eval with images" in ran.err

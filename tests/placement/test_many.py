@@ -162,3 +162,11 @@ def test_answers_of_a_batch_at_a_time_are_those_of_all(given, batch):
     whole, part = (evidence_of(m, place, branch) for m in (whole, part))
     for mine, other in zip(part.tensors, whole.tensors):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_figures_are_of_have_no_part_in_a_search(given):
+    task, _ = given
+    looked_at = subset(task, 100, held_out_every=2)
+    held = task.pixels.views[1][task.held_out]
+    seen = looked_at.pixels.at(torch.arange(len(looked_at.ids)), 1)
+    assert len(held) and not any(bool((h == seen).all(3).all(2).all(1).any()) for h in held)
