@@ -17,22 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .files.atomic import Outputs, check_output
-from .files.clone_file import sidecar_of, write_clone
+from .files.atomic import Outputs
+from .files.clone_file import write_clone
 from .files.describe import Description, describe
 from .files.forms import checkpoint_file
+from .files.inputs import one_reading, remember
 from .files.patch import eject as eject_clones
 from .files.patch import inject as inject_clones
+from .files.renames import Renames
 from .given import (
     File,
     check_alone,
+    check_clone_output,
     check_head_only,
     check_name,
+    check_outputs,
     check_plan,
     load_task,
     names,
     note_pool,
-    numbers,
     paths,
     read_plan,
     say_how_long,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from .placement.grid import Grid
 
 
+@one_reading
 def search(
     source: File,
     target: File,
@@ -103,12 +107,11 @@ def search(
 
     check_alone("whole", whole, share=share, resolution=resolution)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
-    inputs = [source, target]
-    if output is not None:
-        check_output(output := Path(output), force=force, inputs=inputs)
+    remember(*filter(None, [data]))
+    outputs = [Path(p) for p in (output, plot) if p is not None]
     if plot is not None:
-        check_plot(plot := Path(plot))
-        check_output(plot, force=force, inputs=inputs)
+        check_plot(Path(plot))
+    check_outputs(*outputs, force=force)
 
     from .placement.grid import make_grid
 
@@ -129,20 +132,22 @@ def search(
         progress=progress,
         note=note,
     )
+    check_outputs(*outputs, force=force)  # now that it is known what was read
     limits = limits_for(memory)
     say_how_long(task, limits, note, prunes=not whole, clones=False)
     grid = make_grid(task.source, task.target, names(tap), names(cut))
     less, most = (share, resolution), (max_macs, max_params, max_bytes)
     how = {"seed": seed, "limits": limits, "progress": progress}
     plan = _searched(task, grid, less, most, whole=whole, **how)
-    with Outputs(force=force, inputs=inputs) as outputs:
+    with Outputs(force=force) as files:
         if output is not None:
-            outputs.open(output).write(canonical_json(plan))
+            files.open(Path(output)).write(canonical_json(plan))
         if plot is not None:
-            draw_plan(plan, outputs.open(plot), plot.suffix)
+            draw_plan(plan, files.open(Path(plot)), Path(plot).suffix)
     return plan
 
 
+@one_reading
 def clone(
     source: File,
     target: File,
@@ -200,12 +205,10 @@ def clone(
     asked |= {"max-macs": max_macs, "max-params": max_params, "max-bytes": max_bytes}
     check_alone("head-only", head_only, **asked, tap=tap, cut=cut, whole=whole or None)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
-    inputs = [source, target]
-    if output is not None:
-        check_output(output := Path(output), force=force, inputs=inputs)
-        check_output(sidecar_of(output), force=force)
+    remember(*filter(None, [data, unlabelled]))
     check_name(name)
     given, limits = None if plan is None else read_plan(plan), limits_for(memory)
+    check_clone_output(output, force=force)
     wanted = names(classes)
 
     from .branch.make import Recipe, make_clone
@@ -230,6 +233,7 @@ def clone(
         progress=progress,
         note=note,
     )
+    check_clone_output(output, force=force)  # now that it is known what was read
     say_how_long(task, limits, note, prunes=not (whole or head_only), clones=True)
     if head_only:
         check_head_only(task)
@@ -251,7 +255,7 @@ def clone(
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
     note_pool(manifest.method, note)
     if output is not None:
-        write_clone(output, manifest, tensors, force=force, inputs=inputs)
+        write_clone(Path(output), manifest, tensors, force=force)
     return manifest
 
 
@@ -267,12 +271,13 @@ def _searched(
     return make_plan(task, grid, **how)
 
 
+@one_reading
 def inject(
     target: File,
     clones: File | Iterable[File],
     *,
     output: File,
-    rename: dict[str, str] | None = None,
+    rename: Renames | None = None,
     data: File | None = None,
     limit_per_class: int | None = None,
     skip_bad: bool = False,
@@ -285,7 +290,7 @@ def inject(
     """Writes ``target``, plain or patched, with ``clones`` applied to ``output``.
 
     The target's tensors stay as they are, byte for byte.  ``rename`` maps labels of the clones to
-    others.  With ``data``, images of every class, all clones are recalibrated together: joins
+    others: ``{"old": "new"}`` or ``["old=new"]``, where ``clone:old`` is that of one clone.  With ``data``, images of every class, all clones are recalibrated together: joins
     change, modules do not; ``recalibrated`` is called with what that gave.
 
     >>> import pnc_cli
@@ -294,9 +299,11 @@ def inject(
     ... )
     >>> labels = [label for clone in patched.clones for label in clone.labels]
     """
-    target, files, output = Path(target), paths(clones), Path(output)
+    target, files, output = checkpoint_file(Path(target)), paths(clones), Path(output)
     if data is None:
         return inject_clones(target, files, output, rename=rename, force=force)
+
+    remember(data, *files, *(p.with_suffix(".json") for p in files))
 
     from .branch.recalibrate import inject_together
 
@@ -326,10 +333,12 @@ def eject(
     output: File,
     name: str | Iterable[str] | None = None,
     force: bool = False,
+    note: Note = no_note,
 ) -> Patched | None:
     """Writes ``patched`` without the clones called ``name`` (all if None) to ``output``.
 
-    With none left the output is the target file as it was, sha256 for sha256, and None is returned.
+    With none left the output is the target file as it was, sha256 for sha256, and None is returned;
+    where nothing beside the output says what that is, ``<stem>.json`` does.
 
     >>> import pnc_cli
     >>> pnc_cli.eject("patched.safetensors", output="restored.safetensors")
@@ -337,7 +346,7 @@ def eject(
     True
     """
     wanted = None if name is None else names(name)
-    return eject_clones(Path(patched), Path(output), names=wanted, force=force)
+    return eject_clones(Path(patched), Path(output), names=wanted, force=force, note=note)
 
 
 def evaluate(

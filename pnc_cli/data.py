@@ -26,6 +26,7 @@ from timm.data import create_dataset, create_transform
 from torch import Tensor
 
 from .errors import BadInput, Incompatible
+from .files.inputs import remember_many
 from .manifest import Preprocessing
 from .progress import Progress, no_progress
 
@@ -110,6 +111,7 @@ def open_images(source: str, *, labelled: bool = True) -> ImageSource:
         raise BadInput(f"{source}: is not a folder or a .tar", hint="compressed tars: unpack them")
     try:
         dataset = create_dataset("" if plain else source, root=source if plain else None)
+        remember_many(lambda: _files_of(source, dataset))
         by_class = _by_class(dataset)
         if labelled:
             by_class.pop("", None)  # images beside the class folders
@@ -353,6 +355,18 @@ def _class_numbers(reader: Any) -> dict[str, int]:
     if hasattr(reader, "label_key"):
         return {n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)}
     return {}
+
+
+def _files_of(source: str, dataset: Any) -> Iterator[str | Path]:
+    """The files on this machine that the images of a data source are in."""
+    root = Path(source if Path(source).exists() else source.partition("/")[2])
+    samples = getattr(getattr(dataset, "reader", dataset), "samples", None)
+    if isinstance(samples, list) and samples and isinstance(samples[0][0], str) and root.is_dir():
+        yield from (root / name for name, *_ in samples)
+    elif root.is_dir():
+        yield from root.rglob("*")
+    else:
+        yield root
 
 
 def _file_name(reader: Any, index: int) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadInput, Incompatible, UsageError
+from .files.atomic import check_output
+from .files.clone_file import sidecar_of
+from .files.inputs import remember
 from .limits import Limits
 from .manifest import CLONE_NAME, Method, parse
 from .plan import Plan
@@ -133,11 +136,34 @@ def read_plan(plan: Plan | File) -> Plan:
     """The plan itself, or the one in a file; ``-`` is standard input."""
     if isinstance(plan, Plan):
         return plan
+    piped = str(plan) == "-"
+    if not piped:
+        remember(plan)
     try:
-        text = sys.stdin.buffer.read() if str(plan) == "-" else Path(plan).read_bytes()
+        text = sys.stdin.buffer.read() if piped else Path(plan).read_bytes()
     except OSError as e:
         raise BadInput(f"{plan}: cannot be read: {e.strerror}") from e
-    return parse(text, Plan, "standard input" if str(plan) == "-" else str(plan))
+    where = "standard input" if piped else str(plan)
+    if not text.strip():
+        raise BadInput(
+            f"{where}: is empty, expected a plan",
+            hint="pnc search SRC TGT --data DATA -o -" if piped else "pnc search -o makes one",
+        )
+    return parse(text, Plan, where)
+
+
+def check_outputs(*outputs: Path, force: bool) -> None:
+    """Whether these can be written, before the work; raises ``UsageError``."""
+    for path in outputs:
+        check_output(path, force=force)
+
+
+def check_clone_output(output: File | None, *, force: bool) -> None:
+    """The same of a clone and its manifest."""
+    if output is not None:
+        path = Path(output)
+        check_output(path, force=force)
+        check_output(sidecar_of(path), force=force, beside=path)
 
 
 def check_plan(plan: Plan, name: str, task: Task) -> None:

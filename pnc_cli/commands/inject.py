@@ -22,7 +22,11 @@ def inject(
     output: Annotated[Path, o.output("The patched checkpoint to write.")],
     rename: Annotated[
         list[str] | None,
-        typer.Option("--rename", help="Inject a class under another label: old=new (repeatable)."),
+        typer.Option(
+            "--rename",
+            help="Inject a class under another label: old=new, or clone:old=new for the class of "
+            "one clone (repeatable).",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -60,7 +64,7 @@ def inject(
             target,
             clones,
             output=output,
-            rename=o.renames(rename),
+            rename=rename,
             data=data,
             limit_per_class=limit_per_class,
             skip_bad=skip_bad,

@@ -160,17 +160,6 @@ def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     return value
 
 
-def renames(items: list[str] | None) -> dict[str, str]:
-    """Parses ``--rename old=new`` options."""
-    pairs = {}
-    for item in items or []:
-        old, equals, new = item.partition("=")
-        if not (old and equals and new):
-            raise UsageError(f"--rename '{item}'", hint="--rename old=new")
-        pairs[old] = new
-    return pairs
-
-
 def existing(path: Path, what: str) -> Path:
     """``path``, if there is something there; ``what`` is its name in the command's usage."""
     if not path.exists():

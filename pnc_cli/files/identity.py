@@ -55,6 +55,22 @@ def resolve_identity(
         known = _identity({"architecture": architecture}, flag)
     if model_args:
         known = replace(known, model_args=check_model_args(model_args, "the command's flag"))
+    known = read_documents(path, header, known)
+    if known.architecture is None:
+        names = own_names(path, header.tensors)
+        match = find({own: header.tensors[n].shape for n, own in names.items()})
+        if match.chosen is None:
+            raise _unknown(path, match, flag)
+        known = replace(known, architecture=match.chosen, origin="its tensors")
+    return known
+
+
+def read_documents(path: Path, header: Header, known: Identity | None = None) -> Identity:
+    """What the file's metadata and the documents beside it say of it, beyond what is ``known``.
+
+    Raises ``BadInput`` for a document that is broken.
+    """
+    known = known or Identity()
     for read in (
         lambda: _from_metadata(header, path),
         lambda: _from_json(path.with_suffix(".json")),
@@ -62,12 +78,6 @@ def resolve_identity(
     ):
         if (more := read()) is not None:
             known = _merge(known, more)
-    if known.architecture is None:
-        names = own_names(path, header.tensors)
-        match = find({own: header.tensors[n].shape for n, own in names.items()})
-        if match.chosen is None:
-            raise _unknown(path, match, flag)
-        known = replace(known, architecture=match.chosen, origin="its tensors")
     return known
 
 
