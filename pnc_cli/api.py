@@ -33,6 +33,7 @@ from .given import (
     check_name,
     check_outputs,
     check_plan,
+    held_against_its_architecture,
     load_task,
     names,
     note_pool,
@@ -107,7 +108,7 @@ def search(
 
     check_alone("whole", whole, share=share, resolution=resolution)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
-    remember(*filter(None, [data]))
+    remember(data)
     outputs = [Path(p) for p in (output, plot) if p is not None]
     if plot is not None:
         check_plot(Path(plot))
@@ -205,7 +206,7 @@ def clone(
     asked |= {"max-macs": max_macs, "max-params": max_params, "max-bytes": max_bytes}
     check_alone("head-only", head_only, **asked, tap=tap, cut=cut, whole=whole or None)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
-    remember(*filter(None, [data, unlabelled]))
+    remember(data, unlabelled)
     check_name(name)
     given, limits = None if plan is None else read_plan(plan), limits_for(memory)
     check_clone_output(output, force=force)
@@ -451,8 +452,12 @@ def load(
 def info(file: File) -> Description:
     """Says what ``file`` is (checkpoint, clone, patched checkpoint, plan or manifest), and checks it.
 
+    ``problems`` of the result are what is wrong with it; ``sound`` is whether it was checked and
+    nothing is.  A checkpoint is held against the tensors of its architecture: by an index, or by
+    loading it where that does not know the architecture as it is (its ``model_args``), with torch.
+
     >>> import pnc_cli
     >>> pnc_cli.info("clone.safetensors").document["kind"]
     'clone'
     """
-    return describe(Path(file))
+    return held_against_its_architecture(Path(file), describe(Path(file)))

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec.structs import replace
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_transform
 from torch import Tensor
 
-from .errors import BadInput, Incompatible
+from .errors import BadInput, Incompatible, in_words
 from .files.inputs import remember_many
 from .manifest import Preprocessing
 from .progress import Progress, no_progress
@@ -117,7 +117,7 @@ def open_images(source: str, *, labelled: bool = True) -> ImageSource:
             by_class.pop("", None)  # images beside the class folders
     except Exception as e:  # readers of many kinds, each with its own errors
         raise BadInput(
-            f"{source}: no labelled images could be read: {e}",
+            f"{source}: no labelled images could be read: {in_words(e)}",
             hint="expected one sub-folder a class: DATA/cat/1.jpg, DATA/dog/2.jpg, …",
         ) from e
     if not by_class:
@@ -199,7 +199,7 @@ def read_images(
             return [t(image) for t in transforms]
         except Exception as e:  # Pillow's decoders raise nearly anything on broken files
             return BadInput(
-                f"{name}: does not decode as an image: {e}",
+                f"{name}: does not decode as an image: {_why(data, e)}",
                 hint="remove it, or give --skip-bad to go on without it",
             )
 
@@ -232,6 +232,15 @@ def read_images(
             f"{source.name}: no image could be read",
             hint="are the folder names the classes' labels?",
         )
+
+
+def _why(data: bytes | Image.Image | Exception, e: Exception) -> str:
+    """What is wrong with an image, in words of its own."""
+    if isinstance(data, bytes) and not data:
+        return "the file is empty"
+    if isinstance(e, UnidentifiedImageError):
+        return "its bytes are of no format that Pillow reads"
+    return in_words(e)
 
 
 def _together(views: Iterable[Preprocessing]) -> int:

@@ -15,7 +15,16 @@ exit meaning
 
 from __future__ import annotations
 
+import re
+
 INTERNAL = 70
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
+
+
+def in_words(error: BaseException) -> str:
+    """What another's error says, without objects at addresses, which tell nobody anything and are
+    others each time."""
+    return _ADDRESS.sub("", str(error)).strip(" :") or type(error).__name__
 
 
 class PncError(Exception):

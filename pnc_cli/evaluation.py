@@ -72,7 +72,16 @@ class Evaluation:
     latency_ms: Latency | None = None  # where it was asked for
 
     def metric(self, name: str) -> float | None:
-        """The figure of that name, one of ``METRICS``."""
+        """The figure of that name: one of ``METRICS``, or a cost of all clones together, of
+        :data:`.gates.COSTS`: "macs" and "parameters" as shares of the target's, "bytes" as a
+        number, "latency" as times the target's; "latency_ms_an_image" is in milliseconds."""
+        if name == "bytes":
+            return float(sum(c.bytes for c in self.clones))
+        if name in ("macs", "parameters"):
+            return float(sum(getattr(c, f"{name}_share") for c in self.clones))
+        if name in ("latency", "latency_ms_an_image"):
+            t = self.latency_ms
+            return None if t is None else t.ratio if name == "latency" else t.patched
         value: float | None = getattr(self, name)
         return value
 
@@ -80,6 +89,11 @@ class Evaluation:
         """Which of the figures in ``floors`` are lower than there, or cannot be told."""
         found = {name: self.metric(name) for name in floors}
         return [n for n, value in found.items() if value is None or value < floors[n]]
+
+    def above(self, ceilings: Mapping[str, float]) -> list[str]:
+        """Which of the figures in ``ceilings`` are higher than there, or cannot be told."""
+        found = {name: self.metric(name) for name in ceilings}
+        return [n for n, value in found.items() if value is None or value > ceilings[n]]
 
     def remarks(self) -> list[str]:
         """What was given and not used, or could not be, in a line each."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .. import limits
 from ..errors import BadInput, UsageError
 
 
@@ -97,13 +97,11 @@ Whole = Annotated[
 
 
 def size(text: str) -> int:
-    """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``."""
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    unit = units.get(found[2].removesuffix("b")) if found else None
-    if found is None or unit is None:
-        raise typer.BadParameter(f"'{text}' is not a size such as 3000000, 3MB or 2.5MiB")
-    return int(float(found[1]) * unit)
+    """:func:`~pnc_cli.limits.size`, refused in Typer's way."""
+    try:
+        return limits.size(text)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
 
 
 Memory = Annotated[

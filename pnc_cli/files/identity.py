@@ -24,6 +24,10 @@ from .header import Header
 PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
+class UnknownArchitecture(BadInput):
+    """Nothing says which architecture it is; no document is broken."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """What is known of a checkpoint's classifier; None or empty where nothing says it."""
@@ -81,7 +85,7 @@ def read_documents(path: Path, header: Header, known: Identity | None = None) ->
     return known
 
 
-def _unknown(path: Path, match: Match, flag: str) -> BadInput:
+def _unknown(path: Path, match: Match, flag: str) -> UnknownArchitecture:
     """The error that asks for the architecture, with all that the tensors tell of it."""
     beside = path.with_suffix(".json").name
     document = f'{beside} beside it with {{"architecture": "resnet18", "label_names": [...]}}'
@@ -90,21 +94,21 @@ def _unknown(path: Path, match: Match, flag: str) -> BadInput:
             f"{n} ({', '.join(f'{k} {v}' for k, v in match.traits.get(n, {}).items())})"
             for n in match.names
         )
-        return BadInput(
+        return UnknownArchitecture(
             f"{path}: {len(match.names)} timm architectures have just these tensors, "
             f"and nothing says which it is: {listed}",
             hint=f"give {flag} {match.names[0]}, or the one it is; or write {document}",
         )
     if match.near:
         more = f" and {len(match.near) - 5} more" if len(match.near) > 5 else ""
-        return BadInput(
+        return UnknownArchitecture(
             f"{path}: nothing says which timm architecture this is; its tensors have the names of "
             f"{', '.join(match.near[:5])}{more}, but other shapes"
             + (f": {match.difference}" if match.difference else ""),
             hint=f"give {flag} {match.near[0]} with its model_args, such as img_size "
             f"({flag.replace('arch', 'args')} where there is one, or model_args in {beside})",
         )
-    return BadInput(
+    return UnknownArchitecture(
         f"{path}: nothing says which timm architecture this is, and none has tensors of these names",
         hint=f"is it a timm classifier? then give {flag} NAME, or write {document}",
     )

@@ -30,7 +30,7 @@ class Inputs:
         self.add(*paths)
 
     def add(self, *paths: str | Path) -> None:
-        self._paths.update(dict.fromkeys(map(os.fspath, paths)))
+        self._paths.update((os.fspath(p), None) for p in paths)
 
     def add_many(self, paths: Callable[[], Iterable[str | Path]]) -> None:
         """The files of a data set, listed only when a file that exists is about to be replaced."""
@@ -61,10 +61,10 @@ def current() -> Inputs:
     return _CURRENT.get() or Inputs()
 
 
-def remember(*paths: str | Path) -> None:
+def remember(*paths: str | Path | None) -> None:
     """Notes that these files are read, or are what a file that is read is described by."""
     if (inputs := _CURRENT.get()) is not None:
-        inputs.add(*paths)
+        inputs.add(*(p for p in paths if p is not None))
 
 
 def remember_many(paths: Callable[[], Iterable[str | Path]]) -> None:
