@@ -4,8 +4,8 @@
 exit meaning
 ==== ====================================================================
 0    done
-1    a requested check failed (``pnc eval --fail-under ...``)
-2    usage: an unknown option, a missing argument, an output that exists
+1    a requested check failed (``pnc eval --fail-under ... --fail-over ...``)
+2    usage: an unknown option, a missing argument, an output that exists, a package that is missing
 3    bad input: a file that is corrupt, unreadable, or not what it should be
 4    incompatible: source, target, patch or labels do not fit together
 70   a fault of pnc itself
