@@ -6,7 +6,8 @@ same names.  A file is a ``str`` or a ``Path``; where several may be given, one 
 is worth knowing beside the result.  What is refused raises an error of :mod:`pnc_cli.errors`, and
 nothing has been written then; what it says to try is said as for the command line.
 
-``inject`` (without ``data``), ``eject`` and ``info`` are file work and import no torch.
+``inject`` (without ``data``), ``eject`` and ``info`` are file work and import no torch (but ``info``
+of a checkpoint whose ``model_args`` make another architecture of it than timm's own).
 """
 
 from __future__ import annotations

@@ -371,7 +371,7 @@ def _files_of(source: str, dataset: Any) -> Iterator[str | Path]:
     root = Path(source if Path(source).exists() else source.partition("/")[2])
     samples = getattr(getattr(dataset, "reader", dataset), "samples", None)
     if isinstance(samples, list) and samples and isinstance(samples[0][0], str) and root.is_dir():
-        yield from (root / name for name, *_ in samples)
+        yield from (name for name, *_ in samples)  # the folder's own path is in front
     elif root.is_dir():
         yield from root.rglob("*")
     else:
