@@ -41,6 +41,7 @@ from .given import (
     paths,
     read_plan,
     say_how_long,
+    searched,
 )
 from .limits import limits_for
 from .manifest import Manifest, Patched, canonical_json
@@ -51,9 +52,7 @@ from .remarks import remarks
 if TYPE_CHECKING:
     from .branch.patched import PatchedModel
     from .branch.recalibrate import Recalibrated
-    from .branch.task import Task
     from .evaluation import Evaluation
-    from .placement.grid import Grid
 
 
 @one_reading
@@ -140,7 +139,7 @@ def search(
     grid = make_grid(task.source, task.target, names(tap), names(cut))
     less, most = (share, resolution), (max_macs, max_params, max_bytes)
     how = {"seed": seed, "limits": limits, "progress": progress}
-    plan = _searched(task, grid, less, most, whole=whole, **how)
+    plan = searched(task, grid, less, most, whole=whole, **how)
     with Outputs(force=force) as files:
         if output is not None:
             files.open(Path(output)).write(canonical_json(plan))
@@ -248,7 +247,7 @@ def clone(
     if not head_only and given is None:
         less, most = (share, resolution), (max_macs, max_params, max_bytes)
         how = {"seed": seed, "limits": limits, "progress": progress}
-        found = _searched(task, grid, less, most, whole=whole, **how)
+        found = searched(task, grid, less, most, whole=whole, **how)
         chosen = found.candidates[found.chosen]
         for remark in remarks(found):
             note(remark)
@@ -259,18 +258,6 @@ def clone(
     if output is not None:
         write_clone(Path(output), manifest, tensors, force=force)
     return manifest
-
-
-def _searched(
-    task: Task, grid: Grid, less: tuple[Any, Any], most: tuple[Any, ...], *, whole: bool, **how: Any
-) -> Plan:
-    """The search of either command, for the shares and resolutions ``less`` and with the MACs,
-    parameters and bytes ``most``."""
-    from .placement.search import Budget, make_plan
-
-    shares, resolutions = [[1.0] if whole else numbers(values) for values in less]
-    how |= {"shares": shares, "resolutions": resolutions, "budget": Budget(*most)}
-    return make_plan(task, grid, **how)
 
 
 @one_reading

@@ -23,6 +23,7 @@ from .progress import Note, Progress, duration
 if TYPE_CHECKING:
     from .branch.task import Task
     from .data import ImageSource
+    from .placement.grid import Grid
 
 File = str | Path
 WORTH_SAYING = 10.0  # seconds
@@ -210,6 +211,18 @@ def numbers(given: float | Iterable[float] | None) -> list[float] | None:
     if given is None:
         return None
     return [float(given)] if isinstance(given, int | float) else list(given)
+
+
+def searched(
+    task: Task, grid: Grid, less: tuple[Any, Any], most: tuple[Any, ...], *, whole: bool, **how: Any
+) -> Plan:
+    """The search of either command, for the shares and resolutions ``less`` and with the MACs,
+    parameters and bytes ``most``."""
+    from .placement.search import Budget, make_plan
+
+    shares, resolutions = [[1.0] if whole else numbers(values) for values in less]
+    how |= {"shares": shares, "resolutions": resolutions, "budget": Budget(*most)}
+    return make_plan(task, grid, **how)
 
 
 def paths(given: File | Iterable[File]) -> list[Path]:

@@ -24,8 +24,8 @@ def inject(
         list[str] | None,
         typer.Option(
             "--rename",
-            help="Inject a class under another label: old=new, or clone:old=new for the class of "
-            "one clone (repeatable).",
+            help="Inject a class under another label: old=new (where several clones have it, "
+            "the first keeps it), or clone:old=new for the class of one clone (repeatable).",
         ),
     ] = None,
     data: Annotated[

@@ -1,6 +1,7 @@
 """Other labels for the classes of clones: ``old=new``, or ``clone:old=new`` for those of one clone.
 
-Two clones may both have a class called ``pedestrian``: ``old`` alone would rename both.  Labels may
+Two clones may both have a class called ``pedestrian``: one of them has to get another label, and the
+other need not, so ``old=new`` leaves it to the first that is given and renames the next.  Labels may
 hold ``=`` and ``:`` themselves, so what is meant is settled by the clones that there are.
 """
 
@@ -42,16 +43,17 @@ def renamed(clones: Sequence[Clone], renames: Renames) -> list[Clone]:
                 hint="leave one out; clone:old=new renames the class of one clone",
             )
         wanted[key] = new
-    return [_one(c, wanted) for c in clones]
-
-
-def _one(clone: Clone, wanted: Wanted) -> Clone:
-    names = {}
-    for label in clone.manifest.labels:
-        new = wanted.get((clone.name, label), wanted.get(label))
-        if new is not None:
-            names[label] = new
-    return replace(clone, manifest=clone.manifest.renamed(names))
+    names: list[dict[str, str]] = [{} for _ in clones]
+    for label in dict.fromkeys(label for c in clones for label in c.manifest.labels):
+        having = [i for i, c in enumerate(clones) if label in c.manifest.labels]
+        for i in having:
+            if (alone := wanted.get((clones[i].name, label))) is not None:
+                names[i][label] = alone
+        rest = [i for i in having if label not in names[i]]
+        if (new := wanted.get(label)) is not None:
+            for i in rest[1:] or rest:
+                names[i][label] = new
+    return [replace(c, manifest=c.manifest.renamed(n)) for c, n in zip(clones, names)]
 
 
 def _meant(old: str, clones: Sequence[Clone]) -> str | tuple[str, str] | None:

@@ -50,12 +50,20 @@ CLONE = ["clone", "source.safetensors", "target.safetensors", "--data", "data"]
         [*SEARCH, "--data", "images.tar", "-o", "images.tar"],
         [*CLONE, "--plan", "plan.json", "-o", "plan.safetensors"],
         [*CLONE, *ONE, "--no-originals", "--unlabelled", "pool", "-o", "pool/x.safetensors"],
-        ["inject", "target.safetensors", "clone.safetensors", "-o", "clone.safetensors", "--data", "data"],
+        [
+            "inject",
+            "target.safetensors",
+            "clone.safetensors",
+            "-o",
+            "clone.safetensors",
+            "--data",
+            "data",
+        ],
         ["inject", "target.safetensors", "clone.safetensors", "-o", "target.safetensors"],
         ["eject", "patched.safetensors", "-o", "patched.safetensors"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_force_does_not_replace_what_was_read(folder, args):
     before = snapshot(folder)
     ran = pnc_forked(*args, "--force", cwd=folder)
@@ -96,7 +104,10 @@ def test_what_an_earlier_command_made_may_be_replaced(folder, tmp_path):
     ],
     ids=lambda a: a[0],
 )
-@pytest.mark.parametrize("output, said", [("-", "not written to standard output"), ("x.pth", "is not called .safetensors")])  # fmt: skip
+@pytest.mark.parametrize(
+    "output, said",
+    [("-", "not written to standard output"), ("x.pth", "is not called .safetensors")],
+)
 def test_an_output_is_a_file_that_is_called_what_it_is(folder, args, output, said):
     before = snapshot(folder)
     ran = pnc_forked(*args, "-o", output, "--json", cwd=folder)
@@ -140,7 +151,7 @@ def test_two_clones_with_a_label_in_common_go_in_with_the_renaming_that_is_propo
     ]
     assert pnc_forked(*copy, "--name", "other", "-o", "other.safetensors", cwd=tmp_path).code == 0
     command = ["inject", made.target, made.clone, "other.safetensors", "-o", "p.safetensors"]
-    for renamed in ([], ["--rename", "yellow=yellow_2"]):
+    for renamed in ([], ["--rename", "yellow=purple"]):
         ran = pnc(*command, *renamed, cwd=tmp_path)
         assert ran.code == 4
         words = shlex.split(ran.err.splitlines()[-1].partition("pnc ")[2])

@@ -72,8 +72,12 @@ def test_fx_does_not_print_what_goes_wrong_in_a_part(capfd):
 
 @pytest.mark.parametrize(
     "content, why",
-    [(b"", "the file is empty"), (b"no image", "of no format that Pillow reads"), (None, "truncated")],
-)  # fmt: skip
+    [
+        (b"", "the file is empty"),
+        (b"no image", "of no format that Pillow reads"),
+        (None, "truncated"),
+    ],
+)
 def test_no_message_names_an_object_at_an_address(tmp_path, content, why):
     if content is None:
         stream = io.BytesIO()

@@ -24,15 +24,28 @@ def files(tmp_path):
 @pytest.mark.parametrize(
     "rename, labels",
     [
-        (["b:pedestrian=walker", "c:pedestrian=p"], [["pedestrian"], ["cat", "walker"], ["p", "it's = a: b"]]),
-        ({"a:pedestrian": "x", "b:pedestrian": "y"}, [["x"], ["cat", "y"], ["pedestrian", "it's = a: b"]]),
-        (["pedestrian=p", "b:pedestrian=q", "c:pedestrian=r"], [["p"], ["cat", "q"], ["r", "it's = a: b"]]),
+        (
+            ["b:pedestrian=walker", "c:pedestrian=p"],
+            [["pedestrian"], ["cat", "walker"], ["p", "it's = a: b"]],
+        ),
+        (
+            {"a:pedestrian": "x", "b:pedestrian": "y"},
+            [["x"], ["cat", "y"], ["pedestrian", "it's = a: b"]],
+        ),
+        (
+            ["pedestrian=p", "b:pedestrian=q", "c:pedestrian=r"],
+            [["p"], ["cat", "q"], ["r", "it's = a: b"]],
+        ),
+        (
+            ["pedestrian=p", "a:pedestrian=x"],
+            [["x"], ["cat", "pedestrian"], ["p", "it's = a: b"]],
+        ),
         (
             ["a:pedestrian=x", "b:pedestrian=y", "c:it's = a: b=cow=1"],
             [["x"], ["cat", "y"], ["pedestrian", "cow=1"]],
         ),
     ],
-)  # fmt: skip
+)
 def test_a_class_of_one_clone_is_renamed(files, tmp_path, rename, labels):
     target, clones = files
     patched = inject(target, clones, tmp_path / "p.safetensors", rename=rename)
