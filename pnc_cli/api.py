@@ -13,10 +13,10 @@ of a checkpoint whose ``model_args`` make another architecture of it than timm's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .chosen import check_alone, check_row, find_place, find_plan, read_plan
 from .errors import UsageError
 from .files.atomic import Outputs
 from .files.clone_file import write_clone
@@ -28,26 +28,24 @@ from .files.patch import inject as inject_clones
 from .files.renames import Renames
 from .given import (
     File,
-    check_alone,
+    Matched,
     check_clone_output,
-    check_head_only,
+    check_data,
     check_name,
     check_outputs,
-    check_plan,
     held_against_its_architecture,
     load_task,
     names,
     note_pool,
     paths,
-    read_plan,
     say_how_long,
-    searched,
+    say_matched,
+    wanted_of,
 )
 from .limits import limits_for
 from .manifest import Manifest, Patched, canonical_json
-from .plan import HEAD_ONLY_CANDIDATE, Plan
+from .plan import Plan
 from .progress import Note, Progress, no_note, no_progress
-from .remarks import remarks
 
 if TYPE_CHECKING:
     from .branch.patched import PatchedModel
@@ -72,6 +70,7 @@ def search(
     max_params: float | None = None,
     max_bytes: int | None = None,
     whole: bool = False,
+    split: str | None = None,
     limit_per_class: int | None = None,
     no_originals: bool = False,
     skip_bad: bool = False,
@@ -85,6 +84,7 @@ def search(
     force: bool = False,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
 ) -> Plan:
     """Ranks where in ``target`` to attach which part of ``source``, best first.
 
@@ -93,9 +93,10 @@ def search(
 
     ``classes`` are the source's to clone, ``"deer=roe deer"`` for one under another label; without
     them those that the target does not know.  ``data`` is a folder or .tar with one sub-folder a
-    class (or what else timm's datasets are called); without it the source is judged on generated
-    images.  ``max_macs`` and ``max_params`` are shares of the target's, ``max_bytes`` a number.
+    class (or "hfds/...", what Hugging Face's datasets read); without it the source is judged on generated
+    images.  ``split`` is the one to read where ``data`` ("hfds/...") has several.  ``max_macs`` and ``max_params`` are shares of the target's, ``max_bytes`` a number.
     ``memory`` is the most to use beside networks and images, in bytes.
+    ``matched`` is called with what becomes of labels and folders.
     The plan is written to ``output`` and drawn in ``plot`` where they are given.
 
     >>> import pnc_cli
@@ -107,6 +108,8 @@ def search(
     from .plot import check_plot, draw_plan
 
     check_alone("whole", whole, share=share, resolution=resolution)
+    reading = {"split": split, "limit_per_class": limit_per_class, "skip_bad": skip_bad}
+    check_data(data, **reading, no_originals=no_originals)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
     remember(data)
     outputs = [Path(p) for p in (output, plot) if p is not None]
@@ -114,13 +117,12 @@ def search(
         check_plot(Path(plot))
     check_outputs(*outputs, force=force)
 
-    from .placement.grid import make_grid
-
     task = load_task(
         source,
         target,
         classes=names(classes),
         data=data,
+        split=split,
         limit_per_class=limit_per_class,
         no_originals=no_originals,
         skip_bad=skip_bad,
@@ -132,14 +134,13 @@ def search(
         target_args=target_args,
         progress=progress,
         note=note,
+        matched=matched,
     )
     check_outputs(*outputs, force=force)  # now that it is known what was read
     limits = limits_for(memory)
     say_how_long(task, limits, note, prunes=not whole, clones=False)
-    grid = make_grid(task.source, task.target, names(tap), names(cut))
-    less, most = (share, resolution), (max_macs, max_params, max_bytes)
-    how = {"seed": seed, "limits": limits, "progress": progress}
-    plan = searched(task, grid, less, most, whole=whole, **how)
+    wanted = wanted_of(tap, cut, share, resolution, max_macs, max_params, max_bytes)
+    _, plan = find_plan(task, wanted, seed=seed, whole=whole, limits=limits, progress=progress)
     with Outputs(force=force) as files:
         if output is not None:
             files.open(Path(output)).write(canonical_json(plan))
@@ -157,6 +158,7 @@ def clone(
     output: File | None = None,
     classes: str | Iterable[str] | None = None,
     plan: Plan | File | None = None,
+    row: int | None = None,
     tap: str | Iterable[str] | None = None,
     cut: str | Iterable[str] | None = None,
     share: float | Iterable[float] | None = None,
@@ -168,6 +170,7 @@ def clone(
     head_only: bool = False,
     name: str | None = None,
     epochs: int | None = None,
+    split: str | None = None,
     limit_per_class: int | None = None,
     no_originals: bool = False,
     unlabelled: File | None = None,
@@ -182,11 +185,14 @@ def clone(
     force: bool = False,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
 ) -> Manifest:
     """Clones classes of ``source`` for ``target``, writes that to ``output``, returns its manifest.
 
     ``plan`` is what :func:`search` found, or the file that it is in (``"-"``: standard input);
-    without one the search is made here, as its arguments say.  Folders of ``data`` that are clone
+    ``row`` is the candidate to take from it, counted from 1; with ``tap``, ``share``, ``max_macs`` and
+    the like it is the best that is so.  Without a plan the search is made here, as these
+    arguments say.  Folders of ``data`` that are clone
     classes teach the clone, those that are original classes keep it in its place; where there are
     none of those, ``unlabelled`` images of whatever the target is used on do so.  ``epochs`` are
     the passes that refine the adapter; ``memory`` the most to use beside networks and images.
@@ -201,26 +207,28 @@ def clone(
     >>> manifest.cost.macs <= manifest.cost.target_macs
     True
     """
-    asked = {"share": share, "resolution": resolution, "plan": plan}
-    check_alone("whole", whole, **asked)
+    asked: dict[str, Any] = {"share": share, "resolution": resolution}
+    check_alone("whole", whole, **asked, plan=plan)
     asked |= {"max-macs": max_macs, "max-params": max_params, "max-bytes": max_bytes}
-    check_alone("head-only", head_only, **asked, tap=tap, cut=cut, whole=whole or None)
+    asked |= {"tap": tap, "cut": cut}
+    check_alone("head-only", head_only, **asked, plan=plan, epochs=epochs, whole=whole or None)
+    given = None if plan is None else read_plan(plan)
+    check_row(row, given, **asked)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
     remember(data, unlabelled)
     check_name(name)
-    given, limits = None if plan is None else read_plan(plan), limits_for(memory)
     check_clone_output(output, force=force)
-    wanted = names(classes)
+    limits, wanted = limits_for(memory), names(classes)
 
+    from .branch.classes import default_name
     from .branch.make import Recipe, make_clone
-    from .branch.task import default_name
-    from .placement.grid import make_grid
 
     task = load_task(
         source,
         target,
         classes=given.classes if given is not None and not wanted else wanted,
         data=data,
+        split=split,
         limit_per_class=limit_per_class,
         no_originals=no_originals,
         skip_bad=skip_bad,
@@ -233,24 +241,23 @@ def clone(
         unlabelled=unlabelled,
         progress=progress,
         note=note,
+        matched=matched,
     )
     check_clone_output(output, force=force)  # now that it is known what was read
     say_how_long(task, limits, note, prunes=not (whole or head_only), clones=True)
-    if head_only:
-        check_head_only(task)
-        chosen = HEAD_ONLY_CANDIDATE
-    elif given is not None:
-        check_plan(given, "the plan" if isinstance(plan, Plan) else str(plan), task)
-        chosen = given.candidates[given.chosen]
-        tap, cut = chosen.ends
-    grid = make_grid(task.source, task.target, names(tap), names(cut))
-    if not head_only and given is None:
-        less, most = (share, resolution), (max_macs, max_params, max_bytes)
-        how = {"seed": seed, "limits": limits, "progress": progress}
-        found = searched(task, grid, less, most, whole=whole, **how)
-        chosen = found.candidates[found.chosen]
-        for remark in remarks(found):
-            note(remark)
+    grid, chosen = find_place(
+        task,
+        wanted_of(tap, cut, share, resolution, max_macs, max_params, max_bytes),
+        plan=given,
+        called="the plan" if isinstance(plan, Plan) else str(plan),
+        row=row,
+        head_only=head_only,
+        whole=whole,
+        seed=seed,
+        limits=limits,
+        progress=progress,
+        note=note,
+    )
     note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
@@ -268,12 +275,14 @@ def inject(
     output: File,
     rename: Renames | None = None,
     data: File | None = None,
+    split: str | None = None,
     limit_per_class: int | None = None,
     skip_bad: bool = False,
     seed: int = 0,
     force: bool = False,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
     recalibrated: Callable[[Recalibrated], object] | None = None,
 ) -> Patched:
     """Writes ``target``, plain or patched, with ``clones`` applied to ``output``.
@@ -289,24 +298,28 @@ def inject(
     >>> labels = [label for clone in patched.clones for label in clone.labels]
     """
     target, files, output = checkpoint_file(Path(target)), paths(clones), Path(output)
+    reading = {"split": split, "limit_per_class": limit_per_class, "skip_bad": skip_bad}
+    check_data(data, **reading, seed=seed)
     if data is None:
         return inject_clones(target, files, output, rename=rename, force=force)
 
     remember(data, *files, *(p.with_suffix(".json") for p in files))
 
     from .branch.recalibrate import inject_together
+    from .data import open_images
 
     patched, gain = inject_together(
         target,
         files,
         output,
-        str(data),
+        open_images(str(data), split=split),
         limit=limit_per_class,
         seed=seed,
         rename=rename,
         skip_bad=skip_bad,
         force=force,
         progress=progress,
+        matched=lambda found: say_matched(found, note, matched),
     )
     note(
         f"recalibrated together: mean negative log-likelihood {gain.before:.3f} -> {gain.after:.3f}"
@@ -345,6 +358,7 @@ def evaluate(
     clone: File | Iterable[File] = (),
     tta: str | None = None,
     latency: bool = False,
+    split: str | None = None,
     limit_per_class: int = 0,
     skip_bad: bool = False,
     seed: int = 0,
@@ -353,6 +367,7 @@ def evaluate(
     args: dict[str, Any] | None = None,
     progress: Progress = no_progress,
     note: Note = no_note,
+    matched: Matched | None = None,
 ) -> Evaluation:
     """Measures a checkpoint, patched or plain, on labelled images.
 
@@ -367,8 +382,7 @@ def evaluate(
     []
     """
     from . import evaluation
-    from .branch.patched import preprocessing_of
-    from .data import choose, open_images, read_images
+    from .data import open_images
 
     on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
@@ -381,21 +395,10 @@ def evaluate(
         )
     else:
         model = checkpoint
-    source = open_images(str(data))
-    chosen = choose(source, model.label_names, limit_per_class or None, seed)
-    images = read_images(
-        source,
-        chosen,
-        [preprocessing_of(model)],
-        skip_bad=skip_bad,
-        progress=progress,
-        what="evaluating",
-    )
-    result = replace(
-        evaluation.evaluate(model, images),
-        classes_without_images=[n for n in model.label_names if n not in chosen],
-        latency_ms=evaluation.latency(model) if latency else None,
-    )
+    source = open_images(str(data), split=split)
+    say_matched(evaluation.matched_labels(model, source), note, matched)
+    how = {"limit": limit_per_class or None, "seed": seed, "skip_bad": skip_bad}
+    result = evaluation.measure(model, source, **how, timed=latency, progress=progress)
     for remark in result.remarks():
         note(remark)
     return result

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from .branch.patched import PatchedModel, answer, preprocessing_of
-from .data import Images
+from .branch.patched import PatchedModel, answer, labels_in, preprocessing_of
+from .data import Images, ImageSource, Reconciled, choose, read_images
+from .errors import BadInput
 from .manifest import Manifest
+from .progress import Progress
 
 BINS = 15  # of the calibration error
 
@@ -97,11 +99,9 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """What was given and not used, or could not be, in a line each."""
-        found, missing = [], self.classes_without_images
+        found = []
         if self.tta and not self.clones:
             found.append(f"--tta {self.tta} changes nothing: the checkpoint has no clones")
-        if missing:
-            found.append(f"no images of {len(missing)} classes: {', '.join(missing[:10])}")
         if self.skipped:
             found.append(f"skipped {self.skipped} images that do not decode")
         return found
@@ -137,6 +137,28 @@ class Verdicts:
         )
 
 
+def matched_labels(model: PatchedModel, source: ImageSource) -> Reconciled:
+    """What becomes of the model's labels and the folders.  Raises ``BadInput`` where none match."""
+    found = labels_in(model, source)
+    if not found.clone and not found.original:
+        folders, labels = (
+            ", ".join(names[:10]) for names in (list(source.by_class), model.label_names)
+        )
+        unnamed = model.label_names == [str(i) for i in range(model.num_classes)]
+        why = (
+            "the checkpoint names no classes, so they are numbered"
+            if unnamed
+            else "its classes are"
+        )
+        raise BadInput(
+            f"{source.name}: no folder is called as a class: the folders are {folders}; {why}: {labels}",
+            hint='put "label_names": [...] into the .json beside the checkpoint'
+            if unnamed
+            else "call the folders as the classes",
+        )
+    return found
+
+
 def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
     """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`)."""
     verdicts, labels, skipped = [], [], 0
@@ -150,6 +172,30 @@ def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
     result = figures(told, torch.cat(labels), model.target_classes, model.label_names)
     clones = [CloneCost.of(m) for m in model.manifests]
     return replace(result, skipped=skipped, clones=clones, tta=model.tta)
+
+
+def measure(
+    model: PatchedModel,
+    source: ImageSource,
+    *,
+    limit: int | None,
+    seed: int,
+    skip_bad: bool,
+    timed: bool,
+    progress: Progress,
+) -> Evaluation:
+    """Evaluates ``model`` on at most ``limit`` images of each of its classes that ``source`` has; where
+    it is ``timed``, its forward pass is measured too."""
+    chosen = choose(source, model.label_names, limit, seed)
+    how = [preprocessing_of(model)]
+    images = read_images(
+        source, chosen, how, skip_bad=skip_bad, progress=progress, what="evaluating"
+    )
+    return replace(
+        evaluate(model, images),
+        classes_without_images=[n for n in model.label_names if n not in chosen],
+        latency_ms=latency(model) if timed else None,
+    )
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:

@@ -1,31 +1,33 @@
-"""What a search and a clone are given: two checkpoints, classes, images, and perhaps a plan."""
+"""What a search and a clone are given: two checkpoints, classes, and images."""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInput, Incompatible, PncError, UsageError
+from .errors import PncError, UsageError
 from .files.atomic import check_output
 from .files.clone_file import sidecar_of
 from .files.describe import Description
 from .files.forms import checkpoint_file
-from .files.inputs import remember
+from .files.opened import open_checkpoint
 from .limits import Limits
-from .manifest import CLONE_NAME, Method, parse
-from .plan import Plan
+from .manifest import CLONE_NAME, Method
+from .plan import Wanted
 from .progress import Note, Progress, duration
 
 if TYPE_CHECKING:
+    from .branch.classes import CloneTarget
     from .branch.task import Task
-    from .data import ImageSource
-    from .placement.grid import Grid
+    from .data import ImageSource, Reconciled
+    from .network.load import Network
 
 File = str | Path
+Matched = Callable[["Reconciled"], object]  # is told what becomes of labels and folders
+NOT_ASKED = "not asked for"
 WORTH_SAYING = 10.0  # seconds
 MOSTLY_NEW = 0.6  # share of unlabelled images
 
@@ -36,6 +38,7 @@ def load_task(
     *,
     classes: list[str],
     data: File | None,
+    split: str | None,
     limit_per_class: int | None,
     no_originals: bool,
     skip_bad: bool,
@@ -48,12 +51,14 @@ def load_task(
     unlabelled: File | None = None,
     progress: Progress,
     note: Note,
+    matched: Matched | None,
 ) -> Task:
     """Loads both networks and the images, and notes what will be used.
 
-    ``classes`` empty: all that the target does not know; ``data`` None: no images.
+    ``classes`` empty: all that the target does not know, of which ``data`` has images; ``data``
+    None: no images.  ``matched`` is told what becomes of labels and folders.
     """
-    from .branch.task import default_classes, gather, parse_classes
+    from .branch.task import gather
     from .data import open_images
     from .network.features import channels_last
     from .network.load import check_device, load_network
@@ -76,12 +81,18 @@ def load_task(
     for network in (source, target):
         channels_last(network)
     pool = open_images(str(unlabelled), labelled=False) if unlabelled else None
-    wanted = parse_classes(classes or default_classes(source, target), source, target)
+    images = open_images(str(data), split=split) if data else None
+    wanted, found = _matched(classes, source, target, images, originals=not no_originals)
+    for what, network in (("source", source), ("target", target)):
+        known = f"{network.ref.architecture}, {len(network.labels)} classes"
+        note(f"{what}: {known} ({network.path.name})")
+    note("clone classes: " + ", ".join(c.name for c in wanted))
+    say_matched(found, note, matched)
     task = gather(
         source,
         target,
         wanted,
-        open_images(str(data)) if data else None,
+        images,
         limit=limit_per_class,
         originals=not no_originals,
         seed=seed,
@@ -89,28 +100,88 @@ def load_task(
         unlabelled=pool,
         progress=progress,
     )
-    for what, network in (("source", source), ("target", target)):
-        known = f"{network.ref.architecture}, {len(network.labels)} classes"
-        note(f"{what}: {known} ({network.path.name})")
-    note("clone classes: " + ", ".join(c.name for c in wanted))
-    if task.images is not None:
-        new = int(task.is_new.sum())
-        old = len(task.ids) - new
-        note(f"images: {new} of clone classes, {old} of {task.old} original classes")
-        if task.images.skipped:
-            note(f"skipped {task.images.skipped} images that do not decode")
-        if pool is not None:
-            note(_of_pool(task, pool))
-        elif not task.old:
-            note(
-                "no images of original classes: the clone is told from them by the networks' "
-                "evidence alone, which is weaker; a few images of each would help"
-            )
-    if data is None:
+    _say_images(task, found, pool, note)
+    return task
+
+
+def _matched(
+    asked: list[str],
+    source: Network,
+    target: Network,
+    images: ImageSource | None,
+    *,
+    originals: bool,
+) -> tuple[list[CloneTarget], Reconciled | None]:
+    """The classes to clone, and what becomes of labels and folders."""
+    from .branch.classes import (
+        check_named,
+        default_classes,
+        folders_of,
+        parse_classes,
+        with_folders,
+    )
+    from .data import reconcile
+
+    clones = open_checkpoint(target.path).clones
+    taken = [label for clone in clones for label in clone.manifest.labels]
+    names = asked or default_classes(source, target, taken)
+    without: list[str] = []
+    if images is not None and not asked:
+        every, names = names, with_folders(names, images, source)
+        without = [n for n in every if n not in names]
+    wanted = parse_classes(names, source, target, taken)
+    if images is None:
+        return wanted, None
+    not_used = {"clones in the target's file have them": taken}
+    if asked:
+        known = {*target.labels, *taken}
+        not_used[NOT_ASKED] = [n for n in source.labels if n not in known]
+    if not originals:
+        not_used["--no-originals"] = target.labels
+    found = reconcile(
+        images,
+        folders_of(wanted, images, source, target),
+        target.labels if originals else [],
+        clone_without=without,
+        not_used=not_used,
+    )
+    if originals:
+        spare = sorted({*found.unknown, *found.not_used.get(NOT_ASKED, ())})
+        check_named(target, list(found.original), spare)
+    return wanted, found
+
+
+def say_matched(found: Reconciled | None, note: Note, matched: Matched | None) -> None:
+    """Notes what becomes of labels and folders, and tells ``matched``."""
+    if found is None:
+        return
+    for line in found.lines:
+        note(line)
+    if matched is not None:
+        matched(found)
+
+
+def _say_images(task: Task, found: Reconciled | None, pool: ImageSource | None, note: Note) -> None:
+    """Notes how many images were read, and what became of the rest."""
+    if found is None:
         note(
             "no --data: judged on generated images; with images of the classes the ranking is better"
         )
-    return task
+        return
+    new = int(task.is_new.sum())
+    old = len(task.ids) - new
+    note(f"images: {new} of clone classes, {old} of {task.old} original classes")
+    if skipped := task.pixels.skipped:
+        note(f"skipped {skipped} images that do not decode")
+    if lost := [n for n in found.original if n not in task.originals]:
+        note(f"original classes of which no image decodes, left out: {', '.join(lost)}")
+    if pool is not None:
+        note(_of_pool(task, pool))
+    elif not task.old:
+        note(
+            "no images of original classes: the clone is told from them by the networks' "
+            "evidence alone, which is weaker; a few images of each would help"
+        )
 
 
 def _of_pool(task: Task, pool: ImageSource) -> str:
@@ -136,71 +207,14 @@ def note_pool(method: Method, note: Note) -> None:
         )
 
 
-def read_plan(plan: Plan | File) -> Plan:
-    """The plan itself, or the one in a file; ``-`` is standard input."""
-    if isinstance(plan, Plan):
-        return plan
-    piped = str(plan) == "-"
-    if not piped:
-        remember(plan)
-    try:
-        text = sys.stdin.buffer.read() if piped else Path(plan).read_bytes()
-    except OSError as e:
-        raise BadInput(f"{plan}: cannot be read: {e.strerror}") from e
-    where = "standard input" if piped else str(plan)
-    if not text.strip():
-        raise BadInput(
-            f"{where}: is empty, expected a plan",
-            hint="pnc search SRC TGT --data DATA -o -" if piped else "pnc search -o makes one",
-        )
-    return parse(text, Plan, where)
-
-
-def check_outputs(*outputs: Path, force: bool) -> None:
-    """Whether these can be written, before the work; raises ``UsageError``."""
-    for path in outputs:
-        check_output(path, force=force)
-
-
-def check_clone_output(output: File | None, *, force: bool) -> None:
-    """The same of a clone and its manifest."""
-    if output is not None:
-        path = Path(output)
-        check_output(path, force=force)
-        check_output(sidecar_of(path), force=force, beside=path)
-
-
-def check_plan(plan: Plan, name: str, task: Task) -> None:
-    """A plan belongs to one pair of checkpoints.  Raises ``Incompatible`` for another."""
-    for what, network, sha256 in (
-        ("source", task.source, plan.source_sha256),
-        ("target", task.target, plan.target_sha256),
-    ):
-        if network.ref.file_sha256 != sha256:
-            raise Incompatible(
-                f"{name}: the plan was made for another {what}: {network.path} has sha256 "
-                f"{network.ref.file_sha256[:16]}…, the plan says {sha256[:16]}…",
-                hint="run pnc search on these two files",
-            )
-
-
-def check_alone(flag: str, given: bool, **others: object) -> None:
-    """An option that leaves nothing for ``others`` to say.  Raises ``UsageError``."""
+def check_data(data: File | None, **others: object) -> None:
+    """Options that say how images are read say nothing without any.  Raises ``UsageError``."""
     for name, value in others.items():
-        if given and value is not None:
+        if data is None and value:
             raise UsageError(
-                f"--{flag} and --{name} do not go together", hint="leave one of them out"
+                f"--{name.replace('_', '-')} says how --data is read, and there is no --data",
+                hint="give --data DIR too, or leave it out",
             )
-
-
-def check_head_only(task: Task) -> None:
-    """Without a copied part the clone classes can only be told from images of the others."""
-    if not task.old:
-        raise UsageError(
-            "--head-only needs images of original classes: without a copied part nothing else "
-            "tells the clone classes from them",
-            hint="add folders of the target's classes to --data, a few images each",
-        )
 
 
 def names(given: str | Iterable[str] | None) -> list[str]:
@@ -213,16 +227,19 @@ def numbers(given: float | Iterable[float] | None) -> list[float] | None:
     return [float(given)] if isinstance(given, int | float) else list(given)
 
 
-def searched(
-    task: Task, grid: Grid, less: tuple[Any, Any], most: tuple[Any, ...], *, whole: bool, **how: Any
-) -> Plan:
-    """The search of either command, for the shares and resolutions ``less`` and with the MACs,
-    parameters and bytes ``most``."""
-    from .placement.search import Budget, make_plan
-
-    shares, resolutions = [[1.0] if whole else numbers(values) for values in less]
-    how |= {"shares": shares, "resolutions": resolutions, "budget": Budget(*most)}
-    return make_plan(task, grid, **how)
+def wanted_of(
+    tap: str | Iterable[str] | None,
+    cut: str | Iterable[str] | None,
+    share: float | Iterable[float] | None,
+    resolution: float | Iterable[float] | None,
+    max_macs: float | None,
+    max_params: float | None,
+    max_bytes: float | None,
+) -> Wanted:
+    """What the options say a candidate is to be like."""
+    ends = tuple(names(tap)), tuple(names(cut))
+    numbered = tuple(numbers(share) or ()), tuple(numbers(resolution) or ())
+    return Wanted(*ends, *numbered, max_macs, max_params, max_bytes)
 
 
 def paths(given: File | Iterable[File]) -> list[Path]:
@@ -246,6 +263,20 @@ def check_name(name: str | None) -> None:
     """Whether a clone can be called that; raises ``UsageError``."""
     if name is not None and not re.fullmatch(CLONE_NAME, name):
         raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
+
+
+def check_outputs(*outputs: Path, force: bool) -> None:
+    """Whether these can be written, before the work; raises ``UsageError``."""
+    for path in outputs:
+        check_output(path, force=force)
+
+
+def check_clone_output(output: File | None, *, force: bool) -> None:
+    """The same of a clone and its manifest."""
+    if output is not None:
+        path = Path(output)
+        check_output(path, force=force)
+        check_output(sidecar_of(path), force=force, beside=path)
 
 
 def held_against_its_architecture(path: Path, found: Description) -> Description:

@@ -1,5 +1,8 @@
 """The patch manifest: the JSON document that says all there is to know of a clone.
 
+A field that comes later has a default and is left out where it has that, so what an older pnc wrote
+reads and digests as it did.
+
 The types below are the schema (``pnc info --schema`` prints it as JSON Schema).  Reading is strict: a newer
 version, an unknown field or a wrong type is refused.  Writing is canonical: sorted keys, two
 spaces, a final newline, no NaN, and no time, host or path, so equal clones have equal manifests.
@@ -7,6 +10,7 @@ spaces, a final newline, no NaN, and no time, host or path, so equal clones have
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -15,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from .errors import BadInput
-from .plan import Plan
+from .plan import Plan, Side
 from .schema import Kind, Label, Natural, Sha256, Strict
 
 CLONE_SCHEMA: Final = "pnc.clone/1"
@@ -129,7 +133,7 @@ class CloneClass(Strict, frozen=True):
     position: Natural  # the class's place among this clone's logits
 
 
-class Adapter(Strict, frozen=True):
+class Adapter(Strict, frozen=True, omit_defaults=True):
     """tap features -> cut features: resampling and a ``kernel`` x ``kernel`` convolution.
 
     ``modulation`` names the module's normalisation layers whose channels the adapter scales and
@@ -158,7 +162,7 @@ class Join(Strict, frozen=True):
     parameters: Natural
 
 
-class Method(Strict, frozen=True):
+class Method(Strict, frozen=True, omit_defaults=True):
     """What made the clone: with the same inputs and versions, the same bytes."""
 
     seed: int
@@ -186,7 +190,10 @@ class WithoutOriginals(Strict, frozen=True):
 
 
 class Measured(Strict, frozen=True, omit_defaults=True):
-    """Figures at cloning time, on training images held out from every fit; shares 0 to 1."""
+    """Figures at cloning time, on training images held out from every fit; shares 0 to 1.
+
+    Those of the sides in ``fitted`` are of images that were fitted on, as none could be held out.
+    """
 
     images: Natural
     branch_accuracy: float | None  # the branch alone among the clone classes
@@ -196,6 +203,9 @@ class Measured(Strict, frozen=True, omit_defaults=True):
     joint_accuracy: float | None
     locality: float | None
     without_originals: WithoutOriginals | None = None  # where no original image was given
+    fitted: list[Side] = msgspec.field(default_factory=list)
+    # classes with too few images for any to be held out: how many they have
+    not_held_out: dict[Label, Natural] = msgspec.field(default_factory=dict)
 
 
 class Cost(Strict, frozen=True):
@@ -208,7 +218,7 @@ class Cost(Strict, frozen=True):
     bytes: Natural
 
 
-class Manifest(Strict, frozen=True):
+class Manifest(Strict, frozen=True, omit_defaults=True):
     """The patch manifest of one clone.
 
     One without a copied part has no ``tap``, ``cut``, ``module`` and ``adapter``: its join alone
@@ -232,6 +242,16 @@ class Manifest(Strict, frozen=True):
     measured: Measured
     cost: Cost
     tensors_sha256: Sha256
+    sha256: Sha256 | None = None  # of this document without this field; None: made before it
+
+    def sealed(self) -> Manifest:
+        """The same with the digest of what it says."""
+        return msgspec.structs.replace(self, sha256=self.digest())
+
+    def digest(self) -> str:
+        """sha256 of the canonical document without its own digest."""
+        bare = msgspec.structs.replace(self, sha256=None)
+        return hashlib.sha256(canonical_json(bare)).hexdigest()
 
     @property
     def labels(self) -> list[str]:
@@ -240,7 +260,8 @@ class Manifest(Strict, frozen=True):
     def renamed(self, names: dict[str, str]) -> Manifest:
         """The same clone under other labels (``names``: old to new)."""
         classes = [msgspec.structs.replace(c, name=names.get(c.name, c.name)) for c in self.classes]
-        return msgspec.structs.replace(self, classes=classes)
+        renamed = msgspec.structs.replace(self, classes=classes)
+        return renamed if self.sha256 is None else renamed.sealed()
 
 
 class Patched(Strict, frozen=True):
@@ -304,7 +325,12 @@ def _check_plan(plan: Plan, where: str) -> None:
 
 
 def _check(m: Manifest, where: str) -> None:
-    """What the types cannot say."""
+    """What the types cannot say, of the manifest alone (of its tensors: ``files.sound``)."""
+    if m.sha256 is not None and m.sha256 != m.digest():
+        raise BadInput(
+            f"{where}: clone '{m.name}': its manifest is not what was written",
+            hint="the file was changed or damaged; fetch or make the clone again",
+        )
     if not re.fullmatch(CLONE_NAME, m.name):  # "$" alone lets a newline pass
         raise BadInput(f"{where}: clone name {m.name!r} is not letters, digits, - and _")
     n = len(m.classes)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import msgspec
+
+from .errors import Incompatible, UsageError
 from .schema import Label, Natural, Sha256, Strict
 
+Side = Literal["clone", "original"]  # classes to be cloned, or the target's own
+FEWEST = 5  # images that a class must have for any of them to be held out
 NOTHING: Final = "-"  # tap and cut of a clone without a copied part
 
 
@@ -127,8 +133,79 @@ class Plan(Strict, frozen=True):
     error: float | None = None
     floor_error: float | None = None
     best: Natural | None = None  # index of what the chosen one falls short of (None: of nothing)
+    # sides whose figures are of images that were fitted on, as none could be held out
+    fitted: list[Side] = msgspec.field(default_factory=list)
 
     @property
     def held_against(self) -> Candidate | None:
         """The best copied part, where the chosen one is another, cheaper one: what ``error`` is of."""
         return None if self.best is None else self.candidates[self.best]
+
+    def row(self, number: int) -> Candidate:
+        """The candidate in row ``number``, counted from 1.  Raises ``UsageError``."""
+        if not 1 <= number <= len(self.candidates):
+            raise UsageError(
+                f"--row {number}: the plan has the rows 1 to {len(self.candidates)}",
+                hint=f"--row {self.chosen + 1} is the one that it chose",
+            )
+        return self.candidates[number - 1]
+
+    def pick(self, wanted: Wanted) -> Candidate:
+        """The best candidate that copies something and is as ``wanted``.  Raises ``Incompatible``."""
+        copying = [c for c in self.candidates if not c.place.is_head_only]
+        found = [c for c in copying if not wanted.faults(c, self)]
+        if found:
+            return found[0]
+        near = min(copying, key=lambda c: (len(wanted.faults(c, self)), c.macs))
+        raise Incompatible(
+            f"no candidate of the plan is as asked for; row {self.candidates.index(near) + 1} is "
+            f"nearest, {near.place_in_words}, but: {'; '.join(wanted.faults(near, self))}",
+            hint="leave --plan out: pnc clone searches by itself, within the same options",
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a candidate of a plan is to be like; nothing where it does not matter.  Limits on MACs and
+    parameters are shares of the target's."""
+
+    taps: Sequence[str] = ()
+    cuts: Sequence[str] = ()
+    shares: Sequence[float] = ()
+    resolutions: Sequence[float] = ()
+    max_macs: float | None = None
+    max_params: float | None = None
+    max_bytes: float | None = None
+
+    @property
+    def is_any(self) -> bool:
+        return self != Wanted()
+
+    def faults(self, c: Candidate, plan: Plan) -> list[str]:
+        """In what ``c`` is not as wanted, in words."""
+        found = []
+        for name, value, among in (
+            ("tap", c.tap, self.taps),
+            ("cut", c.cut, self.cuts),
+        ):
+            if among and value not in among:
+                found.append(f"its {name} is '{value}', wanted {' or '.join(among)}")
+        for name, number, numbers in (
+            ("share", c.share, self.shares),
+            ("resolution", c.resolution, self.resolutions),
+        ):
+            if numbers and not any(abs(number - n) < SAME for n in numbers):
+                listed = " or ".join(f"{n:g}" for n in numbers)
+                found.append(f"its {name} is {number:g}, wanted {listed}")
+        for name, part, most in (
+            ("MACs", c.macs / max(plan.target_macs, 1), self.max_macs),
+            ("parameters", c.parameters / max(plan.target_parameters, 1), self.max_params),
+        ):
+            if most is not None and part > most:
+                found.append(f"it adds {part:.3g} of the target's {name}, wanted {most:g} at most")
+        if self.max_bytes is not None and c.bytes > self.max_bytes:
+            found.append(f"it adds {c.bytes:,} bytes, wanted {self.max_bytes:,} at most")
+        return found
+
+
+SAME = 0.005  # of shares that are written with two digits

@@ -74,8 +74,5 @@ def _named(c: Candidate) -> str:
 def _axis(plan: Plan) -> str:
     if plan.data == "generated":
         return "share of the source's pre-logits that survives"
-    return (
-        "average accuracy, held-out images"
-        if plan.original_images
-        else "branch accuracy, held-out clone images"
-    )
+    seen = "images that were partly fitted on" if plan.fitted else "held-out images"
+    return f"average accuracy, {seen}" if plan.original_images else f"branch accuracy, {seen}"

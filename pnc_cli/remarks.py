@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .manifest import Manifest
-from .plan import Candidate, Plan
+from .plan import FEWEST, Candidate, Plan, Side
 
 MOST_LOST = 0.38  # share of original images that a clone made without any has taken, at the worst
 
@@ -12,6 +14,11 @@ def remarks(plan: Plan) -> list[str]:
     """Why not the best was taken, and whether what was taken beats a clone without a copied part."""
     chosen = plan.candidates[plan.chosen]
     found = []
+    if plan.fitted:
+        found.append(
+            f"unsure: too few images of {_sides(plan.fitted)} classes for any to be held out: "
+            "their figures are of images that were fitted on, and too good"
+        )
     if (best := plan.held_against) is not None and plan.error is not None:
         found.append(
             f"taken: the cheapest that is as good as the best by one standard error "
@@ -32,8 +39,12 @@ def remarks(plan: Plan) -> list[str]:
 
 
 def unsure(m: Manifest) -> list[str]:
-    """What is not known of a clone made without original images, what was measured instead, and
-    what would help; nothing of any other."""
+    """What is not known of a clone made without original images, or of few of a class, what was
+    measured instead, and what would help; nothing of any other."""
+    return [*_without_originals(m), *_few_images(m)]
+
+
+def _without_originals(m: Manifest) -> list[str]:
     known = m.measured.without_originals
     if known is None:
         return []
@@ -56,6 +67,30 @@ def unsure(m: Manifest) -> list[str]:
             "--unlabelled DIR with images of whatever the target is used on"
         )
     return found
+
+
+def _few_images(m: Manifest) -> list[str]:
+    """Of which classes no image was held out, and what is shown of them."""
+    few = m.measured.not_held_out
+    if not few:
+        return []
+    listed = [f"{n} ({count} image{'' if count == 1 else 's'})" for n, count in few.items()]
+    more = f", and {len(listed) - 10} more" if len(listed) > 10 else ""
+    if m.measured.fitted:
+        shown = (
+            f"what is shown of {_sides(m.measured.fitted)} classes is of images that the clone was "
+            "made from, and too good"
+        )
+    else:
+        shown = "they have no part in what is shown"
+    return [
+        f"no image was held out of {', '.join(listed[:10])}{more}: of fewer than {FEWEST} all are "
+        f"learned from; {shown}"
+    ]
+
+
+def _sides(sides: Sequence[Side]) -> str:
+    return " and ".join(sides)
 
 
 def head_only_of(plan: Plan) -> Candidate | None:

@@ -106,7 +106,7 @@ def test_figures_from_parts_are_those_of_the_whole():
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_the_targets_answers_are_its_own_in_every_batch(made, chunk, monkeypatch):
     """Bit for bit, as the batches come that pnc eval runs."""
-    monkeypatch.setattr(data, "CHUNK", chunk)
+    monkeypatch.setattr(data.reading, "CHUNK", chunk)
     model, alone, seen = pnc_cli.load(made.patched), pnc_cli.load(made.target), []
 
     def watched(module, args, out):
@@ -132,7 +132,7 @@ def peak():
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024
 
-data.CHUNK_BYTES //= 8
+data.reading.CHUNK_BYTES //= 8
 model = pnc_cli.load(sys.argv[1])
 seen = []
 pnc_cli.evaluate(model, data=sys.argv[2], progress=lambda what, done, of: seen.append(peak()))

@@ -24,6 +24,7 @@ ROWS = [
     ["report"],  # what is printed: of no use below the commands
     ["api"],
     ["given"],
+    ["chosen"],
     ["evaluation", "plot", "remarks"],
     ["placement"],
     ["branch"],

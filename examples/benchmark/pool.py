@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from PIL import Image
@@ -22,7 +21,6 @@ class Pool:
                 by_class.setdefault(label, []).extend(place[id(s), i] for i in indices)
         self.source = ImageSource("+".join(s.name for s in sources), by_class, self)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, None]:
+    def read(self, index: int) -> tuple[str, bytes | Image.Image | Exception]:
         source, i = self.items[index]
-        data = source.read(i)[1]
-        return (data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))), None
+        return source.read(i)

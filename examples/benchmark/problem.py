@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pnc_cli.branch.task import CloneTarget, parse_classes
+from pnc_cli.branch.classes import CloneTarget, parse_classes
 from pnc_cli.data import ImageSource, choose, framed_like, load_images, open_images
 from pnc_cli.network.features import Answers, answers_of
 from pnc_cli.network.graph import trace

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pnc_cli.branch.classes import CloneTarget
 from pnc_cli.branch.make import Recipe, make_clone
 from pnc_cli.branch.patched import load
-from pnc_cli.branch.task import CloneTarget, Task
+from pnc_cli.branch.task import Task
 from pnc_cli.data import Images
 from pnc_cli.files.clone_file import write_clone
 from pnc_cli.files.digest import file_sha256

@@ -57,7 +57,8 @@ def make_clone(
     """Makes the clone of ``candidate``.
 
     The branch is made from the images that are not held out; then the join is fitted on those, the
-    figures are measured on the held-out images, and the join that ships is fitted on all.
+    figures are measured on the held-out images (of a side that has too few, on those that it was
+    made from), and the join that ships is fitted on all.
     """
     torch.manual_seed(recipe.seed)
     place = candidate.place
@@ -100,7 +101,7 @@ def make_clone(
         cost=_cost(task, pair, branch, join, tensors),
         tensors_sha256=raw_sha256(tensors),
     )
-    return manifest, tensors
+    return manifest.sealed(), tensors
 
 
 def _learned(branch: Branch) -> dict[str, Tensor]:
@@ -201,6 +202,8 @@ def _measure(task: Task, join: Join, evidence: Evidence, source_logits: Tensor) 
         joint_accuracy=rounded(scores.joint),
         locality=rounded(scores.locality),
         without_originals=None if task.old else _without_originals(task, z_t, z_new),
+        fitted=task.fitted,
+        not_held_out=task.not_held_out,
     )
 
 

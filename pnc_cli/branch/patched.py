@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels.groups import prunable_groups, shrink_graph, what_stays
-from ..data import Images, normalize
+from ..data import Images, ImageSource, Reconciled, normalize, reconcile
 from ..errors import BadInput, UsageError, in_words
 from ..files.clone_file import Clone, open_clone, verify_clone
 from ..files.header import read_header
@@ -232,3 +232,10 @@ def rebuild_module(
         shrink_graph(part, what_stays(groups, kept))
     resize(part, tensors)
     return Module(part, list(manifest.columns))
+
+
+def labels_in(model: PatchedModel, source: ImageSource) -> Reconciled:
+    """What becomes of the model's labels and a data source's folders."""
+    old, new = model.label_names[: model.target_classes], model.label_names[model.target_classes :]
+    there = {n: n for n in new if n in source.by_class}
+    return reconcile(source, there, old, clone_without=[n for n in new if n not in there])

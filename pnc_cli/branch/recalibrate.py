@@ -9,7 +9,7 @@ weighing the same.  Modules and adapters stay.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +19,16 @@ import torch.nn.functional as F
 from msgspec.structs import replace
 from torch import Tensor
 
-from ..data import Images, Progress, choose, images_per_class, no_progress, open_images, read_images
+from ..data import (
+    Images,
+    ImageSource,
+    Progress,
+    Reconciled,
+    choose,
+    images_per_class,
+    no_progress,
+    read_images,
+)
 from ..errors import BadInput
 from ..files.atomic import check_output
 from ..files.clone_file import Clone, raw_sha256, sidecar_of, write_clone
@@ -29,7 +38,7 @@ from ..files.patch import eject, inject
 from ..files.renames import Renames
 from ..manifest import Patched
 from ..network.tensors import raw_tensor, read_tensors
-from .patched import Branch, PatchedModel, answer, load, preprocessing_of
+from .patched import Branch, PatchedModel, answer, labels_in, load, preprocessing_of
 
 PRIOR = 0.02  # pulls slopes towards 1: few images can be told apart perfectly, which says little
 STEPS = 200
@@ -85,7 +94,7 @@ def inject_together(
     target: Path,
     clones: Sequence[Path],
     output: Path,
-    data: str,
+    source: ImageSource,
     *,
     limit: int | None,
     seed: int,
@@ -93,25 +102,31 @@ def inject_together(
     skip_bad: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
+    matched: Callable[[Reconciled], object] | None = None,
 ) -> tuple[Patched, Recalibrated]:
     """Injects ``clones`` and recalibrates the joins of all clones that are then in the target.
 
-    ``data`` holds images of every class of the patched checkpoint, ``limit`` a class are read
+    ``source`` holds images of every class of the patched checkpoint, ``limit`` a class are read
     (0: all; None: as many as are useful);
     raises ``BadInput`` naming a class that has none.
     """
     check_output(output, force=force)
     check_output(sidecar_of(output), force=force, beside=output)
-    source = open_images(data)
     with tempfile.TemporaryDirectory() as folder:
         together, plain = Path(folder, "together.safetensors"), Path(folder, "plain.safetensors")
         inject(target, clones, together, rename=rename)
         model = load(together)
+        found = labels_in(model, source)
         if missing := [n for n in model.label_names if n not in source.by_class]:
+            near = next((f for f, label in found.meant.items() if label == missing[0]), None)
+            instead = f"; is it '{near}'? mv {source.name}/{near} {source.name}/{missing[0]}"
             raise BadInput(
                 f"{source.name}: no images of class '{missing[0]}'",
-                hint="recalibrating needs images of every class, original and cloned",
+                hint="recalibrating needs images of every class, original and cloned"
+                + (instead if near else ""),
             )
+        if matched is not None:
+            matched(found)
         chosen = choose(
             source, model.label_names, images_per_class(limit, len(model.label_names)), seed
         )

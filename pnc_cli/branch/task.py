@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,27 +18,14 @@ from ..data import (
     no_progress,
     spread,
 )
-from ..errors import BadInput, Incompatible, UsageError
+from ..errors import BadInput
 from ..manifest import Preprocessing
 from ..network.load import Network
+from ..plan import FEWEST, Side
+from .classes import CloneTarget, folders_of
 
 EVERY = 5  # one image in so many of each class is kept from every fit, for the figures
-FEWEST = 5  # images a class must have for any to be held out
 POOL = 500  # unlabelled images that are read, at most: more tell little more
-
-
-@dataclass(frozen=True)
-class CloneTarget:
-    """A class to clone: its label in the source and the label it gets."""
-
-    name: str
-    source_name: str
-    source_index: int
-
-    @property
-    def option(self) -> str:
-        """As ``--classes`` takes it."""
-        return self.name if self.name == self.source_name else f"{self.source_name}={self.name}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +65,34 @@ class Task:
 
     @property
     def judged(self) -> Tensor:
-        """(N,) the images that figures are measured on: the held-out ones, all if there are none."""
-        return self.held_out if bool(self.held_out.any()) else ~self.held_out
+        """(N,) the images that figures are measured on: of the clone classes and of the original ones
+        those that are held out, or all where none of that side is (:attr:`fitted`)."""
+        judged = self.held_out.clone()
+        for side in (self.is_new, ~self.is_new):
+            if not bool(self.held_out[side].any()):
+                judged[side] = True
+        return judged
+
+    @property
+    def fitted(self) -> list[Side]:
+        """The sides whose figures are measured on images that were fitted on, as none are held out."""
+        sides: dict[Side, Tensor] = {"clone": self.is_new, "original": ~self.is_new}
+        return [
+            name
+            for name, side in sides.items()
+            if bool(side.any()) and not bool(self.held_out[side].any())
+        ]
+
+    @property
+    def not_held_out(self) -> dict[str, int]:
+        """Classes of which no image is held out, and how many they have: too few."""
+        names = [*self.originals, *(c.name for c in self.classes)]
+        found = {}
+        for i, name in enumerate(names):
+            own = self.ids == i
+            if bool(own.any()) and not bool(self.held_out[own].any()):
+                found[name] = int(own.sum())
+        return found
 
     @property
     def label_index(self) -> Tensor:
@@ -99,59 +110,6 @@ class Task:
     def columns(self) -> list[int]:
         """The clone classes among the source's logits."""
         return [c.source_index for c in self.classes]
-
-
-def parse_classes(wanted: Sequence[str], source: Network, target: Network) -> list[CloneTarget]:
-    """``source_label`` or ``source_label=new_label`` -> classes to clone.
-
-    Raises ``Incompatible`` for a class that the source does not know or a label that the target
-    has, ``UsageError`` for one named twice.
-    """
-    classes: list[CloneTarget] = []
-    for item in _split(wanted, source):
-        source_name, _, name = item.partition("=")
-        if item in source.labels:  # a label may itself contain "="
-            source_name, name = item, ""
-        name = name or source_name
-        if source.labels.count(source_name) != 1:
-            known = ", ".join(source.labels[:20]) + (", …" if len(source.labels) > 20 else "")
-            fault = (
-                "knows no class" if source_name not in source.labels else "has more than one class"
-            )
-            raise Incompatible(
-                f"{source.path}: the source {fault} '{source_name}'",
-                hint=f"its classes are: {known}",
-            )
-        if name in target.labels:
-            raise Incompatible(
-                f"{target.path}: the target has a class '{name}' already",
-                hint=f"clone it under another name: --classes '{source_name}={name}_2'",
-            )
-        if any(name == c.name or source_name == c.source_name for c in classes):
-            raise UsageError(f"--classes names '{source_name}' twice")
-        classes.append(CloneTarget(name, source_name, source.labels.index(source_name)))
-    if not classes:
-        raise UsageError("no class to clone", hint="--classes cat,dog")
-    return classes
-
-
-def _split(wanted: Sequence[str], source: Network) -> list[str]:
-    """Commas separate classes, unless the whole is a label ("tench, Tinca tinca")."""
-    items: list[str] = []
-    for text in wanted:
-        items += [text] if text in source.labels else [part.strip() for part in text.split(",")]
-    return [item for item in items if item]
-
-
-def default_classes(source: Network, target: Network) -> list[str]:
-    """The source's classes that the target does not know."""
-    names = [n for n in source.labels if n not in set(target.labels)]
-    if not names:
-        raise Incompatible(
-            f"{target.path}: the target knows all classes of {source.path} already",
-            hint="name the classes: --classes 'cat=cat_2'",
-        )
-    return names
 
 
 def gather(
@@ -175,23 +133,22 @@ def gather(
     if data is None:
         empty = torch.zeros(0, dtype=torch.long)
         return Task(source, target, classes, [], None, empty, empty.bool())
-    folders = {}
-    for c in classes:
-        folder = c.name if c.name in data.by_class else c.source_name
-        if folder not in data.by_class or folder in target.labels:
-            raise BadInput(
-                f"{data.name}: no images of clone class '{c.name}'",
-                hint=f"a folder called '{c.name}' was expected; found: "
-                + ", ".join(list(data.by_class)[:20]),
-            )
-        folders[folder] = c.name
+    folders = folders_of(classes, data, source, target)
     old = [label for label in target.labels if label in data.by_class] if originals else []
     chosen = choose(data, old, images_per_class(limit, len(old)), seed)
     chosen |= choose(data, list(folders), images_per_class(limit, len(folders)), seed)
     views = views_of(source, target)
     images = load_images(data, chosen, views, skip_bad=skip_bad, progress=progress)
-    order = [*old, *folders]
-    ids = torch.tensor([order.index(label) for label in images.labels])
+    seen = set(images.labels)
+    for folder, name in folders.items():
+        if folder not in seen:
+            raise BadInput(
+                f"{data.name}: no image of clone class '{name}' decodes",
+                hint=f"look at the {len(data.by_class[folder])} files in {data.name}/{folder}",
+            )
+    old = [label for label in old if label in seen]
+    order = {label: i for i, label in enumerate([*old, *folders])}
+    ids = torch.tensor([order[label] for label in images.labels])
     task = Task(source, target, classes, old, images, ids, _held_out(ids))
     if unlabelled is None or old:
         return task
@@ -246,16 +203,3 @@ def _held_out(ids: Tensor, every: int = EVERY) -> Tensor:
         if len(index) >= FEWEST:
             held[index[every - 1 :: every]] = True
     return held
-
-
-def default_name(classes: Sequence[CloneTarget]) -> str:
-    """A clone's name from its labels, fit for tensor names: ``frog-horse-ship-truck``."""
-    words = [
-        "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-") else "_" for ch in c.name)
-        for c in classes
-    ]
-    name = "-".join(words).strip("-_") or "clone"
-    if len(name) > 48:
-        digest = hashlib.sha256("\0".join(c.name for c in classes).encode()).hexdigest()[:8]
-        name = f"{name[:39]}-{digest}"
-    return name

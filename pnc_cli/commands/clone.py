@@ -12,7 +12,9 @@ from ..report import Report, amount, figure, table
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..data import Reconciled
     from ..manifest import Manifest
+    from ..plan import Side
 
 
 def clone(
@@ -21,7 +23,7 @@ def clone(
     data: Annotated[
         str,
         o.data(
-            "Folder or .tar with one sub-folder a class: clone classes teach, original classes (a few images each) keep the clone in its place."
+            "Folder or .tar with one sub-folder a class, or hfds/NAME: clone classes teach, original classes (a few images each) keep the clone in its place."
         ),
     ],
     output: Annotated[Path, o.output("The clone file to write (.safetensors).")],
@@ -29,6 +31,15 @@ def clone(
     plan: Annotated[
         str | None,
         typer.Option("--plan", help="Take the position from this plan of pnc search; - is stdin."),
+    ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(
+            "--row",
+            min=1,
+            help="Take this row of the plan, as pnc search numbers them. With --tap, --share, "
+            "--max-macs and the like: the best row that is so.",
+        ),
     ] = None,
     tap: o.Taps = None,
     cut: o.Cuts = None,
@@ -58,6 +69,7 @@ def clone(
             min=0,
         ),
     ] = None,
+    split: o.Split = None,
     limit_per_class: o.Limit = None,
     no_originals: o.NoOriginals = False,
     unlabelled: Annotated[
@@ -95,6 +107,7 @@ def clone(
     report = Report("clone", as_json=as_json, quiet=quiet)
     source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
     keep_freed_memory()
+    matched: list[Reconciled] = []
     with report.progress() as progress:
         manifest = api.clone(
             source,
@@ -103,6 +116,7 @@ def clone(
             output=output,
             classes=classes,
             plan=plan,
+            row=row,
             tap=tap,
             cut=cut,
             share=share,
@@ -114,6 +128,7 @@ def clone(
             head_only=head_only,
             name=name,
             epochs=epochs,
+            split=split,
             limit_per_class=limit_per_class,
             no_originals=no_originals,
             unlabelled=unlabelled,
@@ -128,29 +143,36 @@ def clone(
             force=force,
             progress=progress,
             note=report.note,
+            matched=matched.append,
         )
     document = {"output": str(output), "manifest": to_plain(manifest), "unsure": unsure(manifest)}
+    document |= o.data_of(matched)
     report.result(document, summary(manifest, output))
     report.note(f"next: pnc inject {target} {output} -o patched.safetensors")
 
 
 def summary(m: Manifest, path: Path) -> str:
-    """What was made, and how well it did on held-out images."""
+    """What was made, and how well it did, on held-out images where there are enough."""
     d, c, doubts = m.measured, m.cost, unsure(m)
-    originals = [d.original_accuracy, d.joint_accuracy, d.locality]
-    known = d.without_originals
-    fitted_on = known is not None and not known.held_out
-    shown = "the images it was made from" if fitted_on else "held-out images"
-    original, joint, local = ["not measured" if doubts else figure(f) for f in originals]
+    none = d.without_originals is not None
+    sides: tuple[Side, ...] = ("clone",) if none else ("clone", "original")
+    some = [s for s in sides if s in d.fitted]
+    shown = FITTED if len(some) == len(sides) else "on held-out images"
+
+    def row(name: str, value: float | None, *of: Side) -> list[str]:
+        told = "not measured" if none and "original" in of else figure(value)
+        apart = shown != FITTED and any(s in some for s in of)
+        return [f"{name} ({FITTED})" if apart else name, told]
+
     measured = table(
-        [f"on {shown}", ""],
+        [shown, ""],
         [
-            ["branch alone, clone classes", figure(d.branch_accuracy)],
-            ["whole source, clone classes", figure(d.source_accuracy)],
-            ["patched, clone classes", figure(d.clone_accuracy)],
-            ["patched, original classes", original],
-            ["patched, all", joint],
-            ["locality", local],
+            row("branch alone, clone classes", d.branch_accuracy, "clone"),
+            row("whole source, clone classes", d.source_accuracy, "clone"),
+            row("patched, clone classes", d.clone_accuracy, "clone"),
+            row("patched, original classes", d.original_accuracy, "original"),
+            row("patched, all", d.joint_accuracy, "clone", "original"),
+            row("locality", d.locality, "original"),
         ],
     )
     return (
@@ -160,6 +182,9 @@ def summary(m: Manifest, path: Path) -> str:
         f"{amount(c.macs)} MACs ({c.macs / c.target_macs:.2f}), {amount(c.bytes)} bytes\n"
         f"{measured}" + "".join(f"\nunsure: {doubt}" for doubt in doubts)
     )
+
+
+FITTED = "on the images it was made from"
 
 
 def _parts(m: Manifest) -> str:

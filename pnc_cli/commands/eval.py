@@ -14,12 +14,13 @@ from ..report import Report, figure, table
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..data import Reconciled
     from ..evaluation import Evaluation
 
 
 def evaluate(
     checkpoint: Annotated[Path, o.positional("CKPT", "Checkpoint, patched or plain.")],
-    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class.")],
+    data: Annotated[str, o.data("Folder or .tar with one sub-folder a class, or hfds/NAME.")],
     clone: Annotated[
         list[Path] | None,
         typer.Option(
@@ -51,6 +52,7 @@ def evaluate(
         ),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the forward pass too.")] = False,
+    split: o.Split = None,
     limit_per_class: o.EvalLimit = 0,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
@@ -74,7 +76,7 @@ def evaluate(
     bounds = gates.parse(fail_under or (), fail_over or ())
     latency = latency or any(gate.name == "latency" for gate in bounds)
     keep_freed_memory()
-    notes: list[str] = []
+    matched: list[Reconciled] = []
     with report.progress() as progress:
         result = api.evaluate(
             checkpoint,
@@ -82,6 +84,7 @@ def evaluate(
             clone=clone or (),
             tta=tta,
             latency=latency,
+            split=split,
             limit_per_class=limit_per_class,
             skip_bad=skip_bad,
             seed=seed,
@@ -89,11 +92,11 @@ def evaluate(
             arch=arch,
             args=o.model_args(args, "--args"),
             progress=progress,
-            note=notes.append,
+            note=report.note,
+            matched=matched.append,
         )
-    for text in notes:
-        report.note(text)
     document = {k: v for k, v in asdict(result).items() if k != "latency_ms" or latency}
+    document |= o.data_of(matched)
     failed = "; ".join(gates.faults(bounds, result.metric))
     if failed and as_json:
         report.failed(document, failed)

@@ -14,6 +14,7 @@ from . import options as o
 
 if TYPE_CHECKING:
     from ..branch.recalibrate import Recalibrated
+    from ..data import Reconciled
 
 
 def inject(
@@ -32,9 +33,10 @@ def inject(
         str | None,
         o.data(
             "Recalibrate all clones together on these images of every class "
-            "(folder or .tar): joins change, modules do not."
+            "(folder, .tar or hfds/NAME): joins change, modules do not."
         ),
     ] = None,
+    split: o.Split = None,
     limit_per_class: o.Limit = None,
     skip_bad: o.SkipBad = False,
     seed: o.Seed = 0,
@@ -56,9 +58,9 @@ def inject(
     for path in clones:
         o.existing(path, "CLONE")
     gains: list[Recalibrated] = []
-    notes: list[str] = []
     if data is not None:
         keep_freed_memory()
+    matched: list[Reconciled] = []
     with report.progress() if data is not None else nullcontext(no_progress) as progress:
         patched = api.inject(
             target,
@@ -66,22 +68,23 @@ def inject(
             output=output,
             rename=rename,
             data=data,
+            split=split,
             limit_per_class=limit_per_class,
             skip_bad=skip_bad,
             seed=seed,
             force=force,
             progress=progress,
-            note=notes.append,
+            note=report.note,
+            matched=matched.append,
             recalibrated=gains.append,
         )
-    for text in notes:
-        report.note(text)
     labels = [label for c in patched.clones for label in c.labels]
     document: dict[str, Any] = {
         "output": str(output),
         "target_sha256": patched.target_sha256,
         "clones": [{"name": c.name, "classes": c.labels} for c in patched.clones],
     }
+    document |= o.data_of(matched)
     for gain in gains:
         document["recalibrated"] = {"before": gain.before, "after": gain.after}
     report.result(

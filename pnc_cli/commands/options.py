@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import limits
 from ..errors import BadInput, UsageError
+
+if TYPE_CHECKING:
+    from ..data import Reconciled
 
 
 def positional(metavar: str, help: str) -> Any:
@@ -41,6 +44,10 @@ Limit = Annotated[
         min=0,
         help="Most images read of each class (0: all). Default: 100, fewer where there are more than 40 original classes.",
     ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", help="The split to read, where --data is hfds/NAME and has several."),
 ]
 EvalLimit = Annotated[
     int, typer.Option("--limit-per-class", help="Most images read of each class (0: all).", min=0)
@@ -156,6 +163,11 @@ def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UsageError(f"{flag}: expected a JSON object")
     return value
+
+
+def data_of(matched: list[Reconciled]) -> dict[str, Any]:
+    """What became of labels and folders, for the JSON object."""
+    return {"data": matched[0].document} if matched else {}
 
 
 def existing(path: Path, what: str) -> Path:

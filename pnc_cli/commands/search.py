@@ -13,6 +13,7 @@ from ..streams import put
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..data import Reconciled
     from ..plan import Plan
 
 
@@ -22,7 +23,9 @@ def search(
     classes: o.Classes = None,
     data: Annotated[
         str | None,
-        o.data("Folder or .tar with one sub-folder a class. Default: generated images."),
+        o.data(
+            "Folder or .tar with one sub-folder a class, or hfds/NAME. Default: generated images."
+        ),
     ] = None,
     output: Annotated[
         Path | None, o.output("Write the plan here, for pnc clone --plan; - is stdout.")
@@ -40,6 +43,7 @@ def search(
     max_bytes: o.MaxBytes = None,
     whole: o.Whole = False,
     top: Annotated[int, typer.Option("--top", help="Candidates to print (0: all).", min=0)] = 10,
+    split: o.Split = None,
     limit_per_class: o.Limit = None,
     no_originals: o.NoOriginals = False,
     skip_bad: o.SkipBad = False,
@@ -70,6 +74,7 @@ def search(
     source, target = o.checkpoint(source, "SRC"), o.checkpoint(target, "TGT")
     to_stdout = output is not None and str(output) == "-"
     keep_freed_memory()
+    matched: list[Reconciled] = []
     with report.progress() as progress:
         plan = api.search(
             source,
@@ -86,6 +91,7 @@ def search(
             max_params=max_params,
             max_bytes=max_bytes,
             whole=whole,
+            split=split,
             limit_per_class=limit_per_class,
             no_originals=no_originals,
             skip_bad=skip_bad,
@@ -99,13 +105,15 @@ def search(
             force=force,
             progress=progress,
             note=report.note,
+            matched=matched.append,
         )
     if plot is not None:
         report.note(f"drawn in {plot}")
     if to_stdout:
         put(canonical_json(plan).decode("utf-8"), end="")
         return
-    report.result({"plan": to_plain(plan)}, _text(plan, top))
+    document = {"plan": to_plain(plan), **o.data_of(matched)}
+    report.result(document, _text(plan, top))
     if output is not None:
         report.note(
             f"plan written to {output}; next: pnc clone {source} {target} --plan {output} --data DATA -o clone.safetensors"
@@ -115,7 +123,7 @@ def search(
 def _text(plan: Plan, top: int) -> str:
     """The candidates as a table, best first, the chosen one starred, and what is to be said of it."""
     with_data = plan.data == "images"
-    headings = ["", "tap (target)", "cut (source)", "share", "resolution", "score"]
+    headings = ["", "row", "tap (target)", "cut (source)", "share", "resolution", "score"]
     headings += ["branch", "joint", "average", "+-", "locality"] if with_data else []
     headings += ["fit", "+params", "+MACs", "MACs/target"]
     shown = plan.candidates[: top or None]
@@ -129,6 +137,7 @@ def _text(plan: Plan, top: int) -> str:
         rows.append(
             [
                 "*" if c == always[0] else "",
+                str(plan.candidates.index(c) + 1),
                 c.tap,
                 c.cut,
                 f"{c.share:.2f}",
@@ -141,7 +150,7 @@ def _text(plan: Plan, top: int) -> str:
                 f"{c.macs / plan.target_macs:.2f}",
             ]
         )
-    lines = [table(headings, rows, left=3)]
+    lines = [table(headings, rows, left=4)]
     hidden = len(plan.candidates) - len(rows)
     if hidden:
         lines.append(f"… {hidden} more (--top 0 shows all)")

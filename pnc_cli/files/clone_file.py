@@ -7,16 +7,18 @@ manifest.  The same manifest lies beside the file as ``<stem>.json`` for people 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, UsageError
 from ..manifest import Manifest, canonical_json, parse
 from .atomic import Outputs
-from .digest import TensorDigest, combined_sha256, tensor_digests
+from .digest import TensorDigest, combined_sha256, read_span
+from .finite import all_finite
 from .header import TensorEntry, format_header, read_header
 from .layout import lay_out
+from .sound import check_sound
 
 MANIFEST_KEY = "pnc.manifest"
 TARGET_HEADER_KEY = "pnc.target_header"  # only patched checkpoints have it
@@ -59,11 +61,12 @@ def open_clone(path: Path) -> Clone:
         raise BadInput(f"{path}: tensor '{strangers[0]}' belongs to no part of a clone")
     manifest = parse(metadata[MANIFEST_KEY], Manifest, str(path))
     sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and sidecar.read_bytes() != canonical_json(manifest):
+    if sidecar.is_file() and sidecar.read_bytes() != metadata[MANIFEST_KEY].encode("utf-8"):
         raise BadInput(
             f"{sidecar}: differs from the manifest inside {path.name}",
             hint=f"the embedded one is the truth: remove {sidecar.name}",
         )
+    check_sound(manifest, header.tensors, path)
     return Clone(manifest, path, header.data_start, header.tensors)
 
 
@@ -85,10 +88,29 @@ def raw_sha256(tensors: Mapping[str, RawTensor]) -> str:
 
 
 def verify_clone(clone: Clone) -> None:
-    """Checks the tensors' bytes against the manifest; raises ``BadInput``."""
-    header = read_header(clone.path)
-    names = {clone.prefix + n: n for n in clone.tensors}
-    if combined_sha256(tensor_digests(clone.path, header, names)) != clone.manifest.tensors_sha256:
+    """Checks the tensors' bytes against the manifest, and that all are finite; raises ``BadInput``."""
+    for _ in verified_data(clone, list(clone.tensors)):
+        pass
+
+
+def verified_data(clone: Clone, names: Iterable[str]) -> Iterator[bytes]:
+    """Yields the data of all tensors in the order of ``names``; ``BadInput`` where a number is not finite
+    or, at the end, where they are not those of the manifest."""
+    digests = {}
+    with open(clone.path, "rb") as source:
+        for name in names:
+            t, h = clone.tensors[name], hashlib.sha256()
+            for chunk in read_span(source, clone.data_start + t.start, t.size, clone.path):
+                if not all_finite(t.dtype, chunk):
+                    raise BadInput(
+                        f"{clone.path}: clone '{clone.name}': tensor '{name}' has numbers that are "
+                        "not finite",
+                        hint="it would answer nothing: make the clone again",
+                    )
+                h.update(chunk)
+                yield chunk
+            digests[name] = TensorDigest(t.dtype, t.shape, h.hexdigest())
+    if combined_sha256(digests) != clone.manifest.tensors_sha256:
         raise corrupt(clone)
 
 
@@ -110,8 +132,9 @@ def write_clone(
     entries = lay_out(
         {n: TensorEntry(t.dtype, t.shape, 0, len(t.data)) for n, t in tensors.items()}
     )
-    document = canonical_json(manifest)
+    document = canonical_json(manifest.sealed())
     parse(document, Manifest, str(output))  # what could not be read again is not written
+    check_sound(manifest, entries, output)
     sidecar = sidecar_of(output)
     with Outputs(force=force) as outputs:
         f = outputs.open(output)

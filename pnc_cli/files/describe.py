@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BadInput
 from ..manifest import Manifest, Patched, parse, to_plain
 from ..plan import Plan
-from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, open_clone, verify_clone
+from .clone_file import MANIFEST_KEY, PARTS, TARGET_HEADER_KEY, open_clone, verify_clone
 from .digest import file_sha256
 from .forms import checkpoint_file, name_prefix, own_names
 from .header import Header, read_header
@@ -52,6 +52,12 @@ def describe(path: Path) -> Description:
         return _patched(path)
     if MANIFEST_KEY in metadata:
         return _clone(path)
+    names = header.tensors
+    if all(n.startswith(PARTS) for n in names) and any(n.startswith("join.") for n in names):
+        raise BadInput(
+            f"{path}: a clone's tensors without its manifest ('{MANIFEST_KEY}' in the metadata)",
+            hint="the file was rewritten or damaged: fetch or make the clone again",
+        )
     return _checkpoint(path, header)
 
 

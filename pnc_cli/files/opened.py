@@ -18,6 +18,7 @@ from .clone_file import MANIFEST_KEY, TARGET_HEADER_KEY, Clone
 from .digest import TensorDigest, read_span, tensor_digests
 from .forms import checkpoint_file, name_prefix, own_names
 from .header import Header, TensorEntry, parse_header, read_header
+from .sound import check_sound
 
 RESERVED = "pnc."  # tensors and metadata keys of ours begin with it
 
@@ -82,6 +83,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         }
         strangers -= {prefix + n for n in ours}
         ours.pop("padding", None)
+        check_sound(manifest, ours, path)
         clones.append(Clone(manifest, path, header.data_start, ours, prefix))
     if strangers:
         raise BadInput(f"{path}: tensor '{min(strangers)}' belongs to no clone of its manifest")

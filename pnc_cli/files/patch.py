@@ -7,7 +7,6 @@ memory; nothing appears under the output's name before it is verified.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,11 @@ from .clone_file import (
     TARGET_HEADER_KEY,
     Clone,
     check_ending,
-    corrupt,
     open_clone,
     sidecar_of,
+    verified_data,
 )
-from .digest import TensorDigest, combined_sha256, file_sha256, read_span
+from .digest import TensorDigest, combined_sha256, file_sha256
 from .forms import checkpoint_file
 from .header import TensorEntry, format_header
 from .inputs import one_reading, remember
@@ -141,16 +140,8 @@ def _write(f: BinaryIO, checkpoint: Checkpoint, clones: list[Clone], target_sha2
         f.write(chunk)
     for clone, gap, names in plan:
         f.write(bytes(gap))
-        digests = {}
-        with open(clone.path, "rb") as source:
-            for name in names:
-                t, h = clone.tensors[name], hashlib.sha256()
-                for chunk in read_span(source, clone.data_start + t.start, t.size, clone.path):
-                    h.update(chunk)
-                    f.write(chunk)
-                digests[name] = TensorDigest(t.dtype, t.shape, h.hexdigest())
-        if combined_sha256(digests) != clone.manifest.tensors_sha256:
-            raise corrupt(clone)
+        for chunk in verified_data(clone, names):
+            f.write(chunk)
     return patched
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..data import Progress, no_progress
-from ..plan import HEAD_ONLY, Candidate
+from ..plan import HEAD_ONLY, Candidate, Side
 from .ranking import below, moved, ranked, worth
 from .study import RECOVERED, Study
 
@@ -23,7 +23,8 @@ class Found:
 
     ``error`` is the standard error of what it falls short of the best copied part, which is the
     candidate ``against`` (None: it is the best), and ``floor_error`` that of what it gains over the
-    clone without one; None where that is not known.
+    clone without one; None where that is not known.  ``fitted`` are the sides whose figures are of
+    images that were fitted on.
     """
 
     candidates: list[Candidate]
@@ -31,6 +32,7 @@ class Found:
     error: float | None = None
     floor_error: float | None = None
     against: int | None = None
+    fitted: list[Side] = field(default_factory=list)
 
     @property
     def best(self) -> Candidate:
@@ -41,7 +43,7 @@ def take_best(study: Study, in_order: Sequence[Candidate]) -> Found:
     """The first that copies something, of candidates in order."""
     chosen = next(i for i, c in enumerate(in_order) if not c.place.is_head_only)
     floor_error = study.judge.difference_error(in_order[chosen].place, HEAD_ONLY)
-    return Found(list(in_order), chosen, floor_error=floor_error)
+    return Found(list(in_order), chosen, floor_error=floor_error, fitted=study.fitted)
 
 
 def take_cheapest_as_good(
@@ -109,4 +111,5 @@ def _found(
         differs(chosen.place, HEAD_ONLY),
         # by its place: a trial of another share may have moved its score
         None if best is None else [c.place for c in in_order].index(best.place),
+        study.fitted,
     )

@@ -276,4 +276,5 @@ def make_plan(
         error=rounded(found.error),
         floor_error=rounded(found.floor_error),
         best=found.against,
+        fitted=found.fitted,
     )

@@ -24,7 +24,7 @@ from ..branch.recipe import Branch, Ranking, is_the_source_itself, localised, ma
 from ..branch.task import Task, subset
 from ..data import Progress, no_progress, spread
 from ..limits import LIMITS, Limits
-from ..plan import Candidate, Place
+from ..plan import Candidate, Place, Side
 from .grid import Grid
 from .judge import Judge, price
 from .scope import PAIR_ROWS, few_of_each, with_probes, worth_fitting
@@ -80,6 +80,11 @@ class Study:
         adapters = fits.solve()
         give_back_freed_memory()
         return cls(task, grid, material, adapters, fits.explained, seed)
+
+    @property
+    def fitted(self) -> list[Side]:
+        """The sides that have too few images for any to be held out here."""
+        return self.material.task.fitted
 
     # all pairs ------------------------------------------------------------------------------------
 

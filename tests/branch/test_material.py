@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pnc_cli.branch.classes import parse_classes
 from pnc_cli.branch.material import Fits, Look, Material, Size, alike
 from pnc_cli.branch.recipe import is_the_source_itself
-from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.branch.task import gather
 from pnc_cli.data import open_images
 from pnc_cli.limits import LIMITS, USUAL_MEMORY
 from pnc_cli.network.features import answers_of

@@ -24,6 +24,7 @@ from support.handmade import (
 )
 
 from pnc_cli.cli import COMMANDS
+from pnc_cli.files.header import read_header
 from pnc_cli.files.patch import inject
 
 INJECT = ["inject", "t.safetensors", "c.safetensors", "-o", "out.safetensors"]
@@ -128,7 +129,7 @@ TABLE = {
     "a pickle": (write("t.safetensors", b"\x80\x04\x95" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens; convert it where you trust it: python -c"),
     "a zipped pickle": (write("c.safetensors", b"PK\x03\x04" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens"),
     "a clone with a changed byte": (lambda d: flip(d / "c.safetensors", -1), INJECT, 3, "clone 'frogs' is corrupt", "fetch or make the clone again"),
-    "a patched file with a changed byte": (lambda d: flip(d / "p.safetensors", -70), EJECT, 3, "is not what was patched", "inject into the original target again"),
+    "a patched file with a changed byte": (lambda d: flip(d / "p.safetensors", read_header(d / "p.safetensors").data_start), EJECT, 3, "is not what was patched", "inject into the original target again"),
     # manifests
     "a manifest of a newer version": (manifest(lambda m: m.update(schema="pnc.clone/2")), INJECT, 3, "manifest is 'pnc.clone/2', this pnc reads 'pnc.clone/1'", "upgrade pnc"),
     "a manifest with an unknown field": (manifest(lambda m: m.update(colour="red")), INJECT, 3, "colour", None),

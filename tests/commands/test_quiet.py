@@ -74,7 +74,7 @@ def test_fx_does_not_print_what_goes_wrong_in_a_part(capfd):
     "content, why",
     [
         (b"", "the file is empty"),
-        (b"no image", "of no format that Pillow reads"),
+        (b"no image", "no kind of image that Pillow knows"),
         (None, "truncated"),
     ],
 )

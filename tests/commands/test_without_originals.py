@@ -60,7 +60,7 @@ def test_text_says_the_same_on_stdout_and_images_that_were_fitted_on_are_named(m
         "locality",
     ]
     assert "on the images it was made from" in table and "held-out" not in table
-    assert len(doubts) == 4 and "8 clone images, the ones it was made from" in doubts[2]
+    assert len(doubts) == 5 and "8 clone images, the ones it was made from" in doubts[2]
     known = measured(tmp_path)["without_originals"]
     assert known["held_out"] is False
 

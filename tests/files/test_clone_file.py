@@ -42,8 +42,9 @@ def test_the_manifest_is_the_only_metadata_and_lies_beside_the_file(clone):
 def test_every_tensor_is_aligned_to_its_own_width(clone):
     opened = open_clone(clone)
     assert opened.data_start % 8 == 0
-    widths = {"F64": 8, "F32": 4, "BF16": 2, "U8": 1}
-    assert [t.start % widths[t.dtype] for t in opened.tensors.values()] == [0] * 5
+    widths = {"I64": 8, "F32": 4, "BF16": 2}
+    starts = [t.start % widths[t.dtype] for t in opened.tensors.values()]
+    assert starts == [0] * len(clone_tensors())
 
 
 def test_the_order_in_which_tensors_are_given_does_not_matter(tmp_path, clone):
@@ -95,9 +96,8 @@ def test_a_manifest_of_a_newer_version_is_refused(clone):
 def test_a_tensor_that_belongs_to_no_part_is_refused(tmp_path, name):
     target = make_target(tmp_path / "t.safetensors")
     tensors = {**clone_tensors(), name: RawTensor("U8", (1,), b"x")}
-    path = make_clone(tmp_path / "c.safetensors", target, tensors=tensors)
     with pytest.raises(BadInput, match=f"tensor '{name}' belongs to no part of a clone"):
-        open_clone(path)
+        make_clone(tmp_path / "c.safetensors", target, tensors=tensors)
 
 
 def test_a_document_that_is_not_ours_is_never_replaced(tmp_path):

@@ -131,5 +131,5 @@ def test_a_clone_renamed_by_hand_is_told_from_its_sidecar(files):
         metadata["pnc.manifest"] = metadata["pnc.manifest"].replace('"frog"', '"toad"')
 
     rewrite_metadata(files / "c.safetensors", rename)
-    with pytest.raises(BadInput, match="c.json: differs from the manifest inside"):
+    with pytest.raises(BadInput, match="its manifest is not what was written"):
         describe(files / "c.safetensors")

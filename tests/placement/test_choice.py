@@ -30,7 +30,7 @@ class Study:
     grid = None
 
     def __post_init__(self):
-        self.material = SimpleNamespace(plain_macs=1e15)
+        self.material, self.fitted = SimpleNamespace(plain_macs=1e15), []
         self.judge = SimpleNamespace(difference_error=self.error)
 
     def error(self, a, b):

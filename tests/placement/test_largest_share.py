@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from pnc_cli.branch.classes import parse_classes
 from pnc_cli.branch.cost import Amounts
-from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.branch.task import gather
 from pnc_cli.data import open_images
 from pnc_cli.limits import LIMITS
 from pnc_cli.network.load import load_network

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from pnc_cli.branch import recipe as making
+from pnc_cli.branch.classes import parse_classes
 from pnc_cli.branch.cost import Amounts
 from pnc_cli.branch.make import Recipe, evidence_of, make_clone
 from pnc_cli.branch.material import Fits, Material
 from pnc_cli.branch.recipe import make_branch
 from pnc_cli.branch.refine import learned_from
-from pnc_cli.branch.task import gather, kept, parse_classes, subset
+from pnc_cli.branch.task import gather, kept, subset
 from pnc_cli.data import LEAST, PER_CLASS, TOGETHER, images_per_class, open_images
 from pnc_cli.limits import LIMITS
 from pnc_cli.network.load import load_network

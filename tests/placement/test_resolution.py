@@ -7,8 +7,9 @@ from support.networks import draw_folder, make_network, save_checkpoint
 
 from pnc_cli import load
 from pnc_cli.branch.adapter import resampled
+from pnc_cli.branch.classes import parse_classes
 from pnc_cli.branch.cost import module_macs
-from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.branch.task import gather
 from pnc_cli.data import open_images
 from pnc_cli.errors import Incompatible
 from pnc_cli.manifest import Layout

@@ -7,9 +7,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from pnc_cli.branch.classes import parse_classes
 from pnc_cli.branch.cost import Amounts
 from pnc_cli.branch.recipe import Ranking, localised
-from pnc_cli.branch.task import gather, parse_classes
+from pnc_cli.branch.task import gather
 from pnc_cli.channels.localised import localised_features
 from pnc_cli.channels.prune import rank_channels
 from pnc_cli.data import open_images

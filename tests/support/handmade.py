@@ -6,6 +6,8 @@ mistakes cannot hide here.
 
 import hashlib
 import json
+import math
+import struct
 from pathlib import Path
 
 from pnc_cli import manifest as m
@@ -96,10 +98,14 @@ def make_manifest(target, tensors, *, name="frogs", labels=("frog",), target_lab
             for k, n in enumerate(labels)
         ],
         target_tensors={n: str(d) for n, d in digests.items()},
-        module={"fc.weight": m.ModuleTensor(kept=[m.Kept(axis=0, indices=[0])])},
+        module={
+            n.removeprefix("module."): m.ModuleTensor(kept=_first_row(t))
+            for n, t in tensors.items()
+            if n.startswith("module.")
+        },
         columns=list(range(len(labels))),
-        adapter=m.Adapter(kind="conv", kernel=1, parameters=3),
-        join=m.Join(kind="one-sided-gate", target_features=4, branch_features=4, parameters=1),
+        adapter=m.Adapter(kind="conv", kernel=1, parameters=20),
+        join=m.Join(kind="one-sided-gate", target_features=4, branch_features=4, parameters=7),
         method=m.Method(seed=0, epochs=0, share=1.0, images_per_class={}, original_images=0),
         measured=m.Measured(
             images=0,
@@ -115,13 +121,28 @@ def make_manifest(target, tensors, *, name="frogs", labels=("frog",), target_lab
     )
 
 
+def _first_row(tensor):
+    return [m.Kept(axis=0, indices=[0])] if tensor.shape[:1] == (1,) else []
+
+
 def clone_tensors(seed=0):
+    """Tensors of a clone that nothing is wrong with, of several widths and odd sizes."""
+
+    def floats(shape, seed):
+        count = math.prod(shape)
+        finite = (byte / 256 for byte in numbers(count, seed))
+        return RawTensor("F32", shape, struct.pack(f"<{count}f", *finite))
+
     return {
-        "adapter.weight": RawTensor("F32", (3,), numbers(12, seed + 10)),
-        "module.fc.weight": RawTensor("BF16", (5,), numbers(10, seed + 11)),
+        "adapter.weight": floats((4, 4, 1, 1), seed + 10),
+        "adapter.bias": floats((4,), seed + 14),
+        "module.fc.weight": RawTensor("BF16", (1, 5), numbers(10, seed + 11)),
         "module.fc.empty": RawTensor("F32", (0, 2), b""),
-        "join.calibration": RawTensor("F64", (), numbers(8, seed + 12)),
-        "join.mask": RawTensor("U8", (3,), numbers(3, seed + 13)),
+        "module.bn.num_batches_tracked": RawTensor("I64", (), numbers(8, seed + 12)),
+        "join.mean_weight": floats((4,), seed + 13),
+        "join.mean_bias": floats((), seed + 15),
+        "join.slope": floats((), seed + 16),
+        "join.offset": floats((), seed + 17),
     }
 
 
@@ -147,6 +168,7 @@ def rewrite_manifest(path, change):
 
     def edit(metadata):
         document = json.loads(metadata["pnc.manifest"])
+        document.pop("sha256", None)  # as whoever changes it on purpose would
         change(document)
         metadata["pnc.manifest"] = json.dumps(document)
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pnc_cli import load
+from pnc_cli.branch.classes import default_name
 from pnc_cli.branch.make import Recipe, make_clone
-from pnc_cli.branch.task import Task, default_name, gather, views_of
+from pnc_cli.branch.task import Task, gather, views_of
 from pnc_cli.data import choose, load_images
 from pnc_cli.errors import Incompatible
 from pnc_cli.files.clone_file import write_clone

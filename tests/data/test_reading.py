@@ -12,8 +12,8 @@ from PIL import Image
 from support.networks import draw_folder
 from timm.data import create_transform
 
-from pnc_cli import data
 from pnc_cli.data import choose, framed_like, load_images, normalize, open_images, read_images
+from pnc_cli.data import reading as data
 from pnc_cli.errors import BadInput, Incompatible
 from pnc_cli.manifest import Preprocessing
 
@@ -133,7 +133,7 @@ def test_an_image_that_does_not_decode_is_named_or_skipped_on_request(folder, ho
     spoil(folder, how)
     with pytest.raises(BadInput, match=r"red/1.png: does not decode as an image") as e:
         load(folder)
-    assert "--skip-bad" in e.value.hint
+    assert "--skip-bad" in e.value.hint and "0x" not in e.value.message
     images = load(folder, skip_bad=True)
     assert (len(images), images.skipped) == (5, 1)
 
@@ -242,16 +242,16 @@ def test_a_truncated_tar_names_the_image_it_breaks_in(tmp_path, folder):
         (lambda d: d / "nowhere", "no such folder or tar"),
         (
             lambda d: (d / "empty").mkdir() or d / "empty",
-            "no labelled images could be read|no images found",
+            "no images found",
         ),
         (
             lambda d: (d / "only" / "red").mkdir(parents=True) or d / "only",
-            "no labelled images could be read|no images found",
+            "no images found",
         ),
         (lambda d: (d / "x.zip").write_bytes(b"PK") and d / "x.zip", "is not a folder or a .tar"),
         (
             lambda d: (d / "x.tar").write_bytes(b"no tar") and d / "x.tar",
-            "no labelled images could be read",
+            "cannot be read as a tar",
         ),
     ],
     ids=["missing", "empty", "empty class", "zip", "broken tar"],

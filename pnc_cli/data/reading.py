@@ -1,74 +1,34 @@
-"""Labelled images from whatever timm's dataset factory reads.
+"""Images as tensors.
 
-A data source is a folder or tar with one sub-folder a class, or ``hfds/…``, ``wds/…``,
-``torch/…``.  Images become uint8 tensors by timm's own evaluation transforms, one per network
-that looks at them; :func:`normalize` finishes the job on a batch, bit for bit as timm would.
+They become uint8 tensors by timm's own evaluation transforms, one per network that looks at them;
+:func:`normalize` finishes the job on a batch, bit for bit as timm would.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 from PIL import Image, UnidentifiedImageError
-from timm.data import create_dataset, create_transform
+from timm.data import create_transform
 from torch import Tensor
 
-from .errors import BadInput, Incompatible, in_words
-from .files.inputs import remember_many
-from .manifest import Preprocessing
-from .progress import Progress, no_progress
+from ..errors import BadInput, Incompatible, in_words
+from ..manifest import Preprocessing
+from ..progress import Progress, no_progress
+from .listing import ImageSource
 
-PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
-TOGETHER = 4000  # images of all classes, about, where that is fewer, but
-LEAST = 5  # of each
 CHUNK = 256  # images are decoded at a time, fewer where they have more than
 CHUNK_BYTES = 64 * 3 * 224 * 224  # of pixels together: networks run on a chunk as it is
 AHEAD = 2  # chunks are decoded while the caller works on one
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """The images of a data source by class; nothing is decoded yet."""
-
-    name: str
-    by_class: dict[str, list[int]]
-    _dataset: Any  # timm's, or another's: see _by_class
-
-    @property
-    def unlabelled(self) -> ImageSource:
-        """The same images without their classes."""
-        return ImageSource(self.name, {"": sorted(sum(self.by_class.values(), []))}, self._dataset)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.by_class.values()))
-
-    def read(self, index: int) -> tuple[str, bytes | Image.Image | Exception]:
-        """File name and undecoded bytes of an image (some datasets hand out decoded ones), or what
-        went wrong in reading them."""
-        reader = getattr(self._dataset, "reader", None)
-        if reader is None:
-            return f"{self.name}[{index}]", self._dataset[index][0]
-        name = f"{self.name}:{_file_name(reader, index)}"
-        try:
-            item = reader[index][0]
-            if isinstance(item, Image.Image):
-                return f"{self.name}[{index}]", item
-            with item:
-                return name, item.read()
-        except Exception as e:  # a dangling link, a truncated tar
-            return name, e
 
 
 @dataclass(frozen=True)
@@ -95,56 +55,6 @@ class Images:
         """The images ``index`` (n,)."""
         rows = index if self.rows is None else self.rows[index]
         return Images(self.views, [self.labels[i] for i in index.tolist()], rows=rows)
-
-
-def open_images(source: str, *, labelled: bool = True) -> ImageSource:
-    """Lists the images of a data source, of those that are not ``labelled`` all that lie anywhere.
-    Raises ``BadInput`` where there are none."""
-    plain = not source.startswith(("hfds/", "wds/", "tfds/", "torch/", "hfids/"))
-    path = Path(source)
-    if plain and not path.exists():
-        raise BadInput(
-            f"{source}: no such folder or tar",
-            hint="--data names a folder or .tar with one sub-folder a class",
-        )
-    if plain and path.is_file() and path.suffix != ".tar":
-        raise BadInput(f"{source}: is not a folder or a .tar", hint="compressed tars: unpack them")
-    try:
-        dataset = create_dataset("" if plain else source, root=source if plain else None)
-        remember_many(lambda: _files_of(source, dataset))
-        by_class = _by_class(dataset)
-        if labelled:
-            by_class.pop("", None)  # images beside the class folders
-    except Exception as e:  # readers of many kinds, each with its own errors
-        raise BadInput(
-            f"{source}: no labelled images could be read: {in_words(e)}",
-            hint="expected one sub-folder a class: DATA/cat/1.jpg, DATA/dog/2.jpg, …",
-        ) from e
-    if not by_class:
-        raise BadInput(
-            f"{source}: no images found", hint="expected one sub-folder a class: DATA/cat/1.jpg, …"
-        )
-    return ImageSource(source, by_class, dataset)
-
-
-def images_per_class(asked: int | None, classes: int) -> int | None:
-    """How many images to read of each of so many classes, None for all: as ``asked`` (0: all), else
-    ``PER_CLASS``, and fewer where the classes are many."""
-    if asked is not None:
-        return asked or None
-    return min(PER_CLASS, max(LEAST, TOGETHER // max(classes, 1)))
-
-
-def choose(
-    source: ImageSource, labels: Sequence[str], limit: int | None, seed: int
-) -> dict[str, list[int]]:
-    """Images of each label that the source has, at most ``limit`` each, drawn by ``seed``."""
-    chosen = {}
-    for label in labels:
-        if indices := list(source.by_class.get(label, ())):
-            random.Random(f"{seed}:{label}").shuffle(indices)
-            chosen[label] = indices[:limit]
-    return chosen
 
 
 def load_images(
@@ -199,7 +109,7 @@ def read_images(
             return [t(image) for t in transforms]
         except Exception as e:  # Pillow's decoders raise nearly anything on broken files
             return BadInput(
-                f"{name}: does not decode as an image: {_why(data, e)}",
+                f"{name}: does not decode as an image: {_why(e, data)}",
                 hint="remove it, or give --skip-bad to go on without it",
             )
 
@@ -234,13 +144,10 @@ def read_images(
         )
 
 
-def _why(data: bytes | Image.Image | Exception, e: Exception) -> str:
-    """What is wrong with an image, in words of its own."""
-    if isinstance(data, bytes) and not data:
-        return "the file is empty"
-    if isinstance(e, UnidentifiedImageError):
-        return "its bytes are of no format that Pillow reads"
-    return in_words(e)
+def _why(error: Exception, data: bytes | Image.Image | Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # it names an object of ours
+        return "the file is empty" if data == b"" else "no kind of image that Pillow knows"
+    return in_words(error)
 
 
 def _together(views: Iterable[Preprocessing]) -> int:
@@ -318,68 +225,3 @@ def _transform(how: Preprocessing) -> Callable[[Image.Image], Tensor]:
     )
     mode = "RGB" if channels == 3 else "L"
     return lambda image: transform(image.convert(mode))
-
-
-def _by_class(dataset: Any) -> dict[str, list[int]]:
-    """Class name -> indices, in the dataset's own order."""
-    reader = getattr(dataset, "reader", dataset)  # torchvision's datasets have none
-    targets = next(found for look in _TARGETS if (found := look(reader)) is not None)
-    names = {i: str(name) for name, i in _class_numbers(reader).items()}
-    by_class: dict[str, list[int]] = {}
-    for i, target in enumerate(targets):
-        by_class.setdefault(names.get(target, str(target)), []).append(i)
-    return by_class
-
-
-def _of_tar(reader: Any) -> list[int] | None:
-    """Tars and torchvision's datasets list a number for each image."""
-    targets = getattr(reader, "targets", None)
-    return None if targets is None else [int(t) for t in targets]
-
-
-def _of_folder(reader: Any) -> list[int] | None:
-    """Folders list pairs of file and number."""
-    samples = getattr(reader, "samples", None)
-    return [t for _, t in samples] if isinstance(samples, list) else None
-
-
-def _of_column(reader: Any) -> list[int] | None:
-    """Hugging Face datasets have the numbers in a column."""
-    return list(reader.dataset[reader.label_key]) if hasattr(reader, "label_key") else None
-
-
-def _of_items(reader: Any) -> list[int] | None:
-    """Any other dataset is read from end to end."""
-    return [int(reader[i][1]) for i in range(len(reader))]
-
-
-_TARGETS = (_of_tar, _of_folder, _of_column, _of_items)  # the first that finds some is right
-
-
-def _class_numbers(reader: Any) -> dict[str, int]:
-    """Class name -> the number that stands for it; empty where the numbers are the names."""
-    for attribute in ("class_to_idx", "class_name_to_idx"):
-        if numbers := getattr(reader, attribute, None):
-            return numbers
-    if hasattr(reader, "label_key"):
-        return {n: i for i, n in enumerate(reader.dataset.features[reader.label_key].names)}
-    return {}
-
-
-def _files_of(source: str, dataset: Any) -> Iterator[str | Path]:
-    """The files on this machine that the images of a data source are in."""
-    root = Path(source if Path(source).exists() else source.partition("/")[2])
-    samples = getattr(getattr(dataset, "reader", dataset), "samples", None)
-    if isinstance(samples, list) and samples and isinstance(samples[0][0], str) and root.is_dir():
-        yield from (name for name, *_ in samples)  # the folder's own path is in front
-    elif root.is_dir():
-        yield from root.rglob("*")
-    else:
-        yield root
-
-
-def _file_name(reader: Any, index: int) -> str:
-    try:
-        return str(reader.filename(index))
-    except Exception:  # not every reader has names
-        return f"[{index}]"
