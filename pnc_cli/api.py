@@ -6,29 +6,34 @@ same names.  A file is a ``str`` or a ``Path``; where several may be given, one 
 is worth knowing beside the result.  What is refused raises an error of :mod:`pnc_cli.errors`, and
 nothing has been written then; what it says to try is said as for the command line.
 
-``inject`` (without ``data``), ``eject`` and ``info`` are file work and import no torch.
+``inject`` (without ``data``), ``eject`` and ``info`` are file work and import no torch (but ``info``
+of a checkpoint whose ``model_args`` make another architecture of it than timm's own).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .chosen import check_alone, check_row, find_place, find_plan, read_plan
 from .errors import UsageError
-from .files.atomic import Outputs, check_output
-from .files.clone_file import sidecar_of, write_clone
+from .files.atomic import Outputs
+from .files.clone_file import write_clone
 from .files.describe import Description, describe
 from .files.forms import checkpoint_file
+from .files.inputs import one_reading, remember
 from .files.patch import eject as eject_clones
 from .files.patch import inject as inject_clones
+from .files.renames import Renames
 from .given import (
     File,
     Matched,
+    check_clone_output,
     check_data,
     check_name,
+    check_outputs,
+    held_against_its_architecture,
     load_task,
     names,
     note_pool,
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation
 
 
+@one_reading
 def search(
     source: File,
     target: File,
@@ -105,12 +111,11 @@ def search(
     reading = {"split": split, "limit_per_class": limit_per_class, "skip_bad": skip_bad}
     check_data(data, **reading, no_originals=no_originals)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
-    inputs = [source, target]
-    if output is not None:
-        check_output(output := Path(output), force=force, inputs=inputs)
+    remember(data)
+    outputs = [Path(p) for p in (output, plot) if p is not None]
     if plot is not None:
-        check_plot(plot := Path(plot))
-        check_output(plot, force=force, inputs=inputs)
+        check_plot(Path(plot))
+    check_outputs(*outputs, force=force)
 
     task = load_task(
         source,
@@ -131,18 +136,20 @@ def search(
         note=note,
         matched=matched,
     )
+    check_outputs(*outputs, force=force)  # now that it is known what was read
     limits = limits_for(memory)
     say_how_long(task, limits, note, prunes=not whole, clones=False)
     wanted = wanted_of(tap, cut, share, resolution, max_macs, max_params, max_bytes)
     _, plan = find_plan(task, wanted, seed=seed, whole=whole, limits=limits, progress=progress)
-    with Outputs(force=force, inputs=inputs) as outputs:
+    with Outputs(force=force) as files:
         if output is not None:
-            outputs.open(output).write(canonical_json(plan))
+            files.open(Path(output)).write(canonical_json(plan))
         if plot is not None:
-            draw_plan(plan, outputs.open(plot), plot.suffix)
+            draw_plan(plan, files.open(Path(plot)), Path(plot).suffix)
     return plan
 
 
+@one_reading
 def clone(
     source: File,
     target: File,
@@ -208,11 +215,9 @@ def clone(
     given = None if plan is None else read_plan(plan)
     check_row(row, given, **asked)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
-    inputs = [source, target]
-    if output is not None:
-        check_output(output := Path(output), force=force, inputs=inputs)
-        check_output(sidecar_of(output), force=force)
+    remember(data, unlabelled)
     check_name(name)
+    check_clone_output(output, force=force)
     limits, wanted = limits_for(memory), names(classes)
 
     from .branch.classes import default_name
@@ -238,6 +243,7 @@ def clone(
         note=note,
         matched=matched,
     )
+    check_clone_output(output, force=force)  # now that it is known what was read
     say_how_long(task, limits, note, prunes=not (whole or head_only), clones=True)
     grid, chosen = find_place(
         task,
@@ -257,16 +263,17 @@ def clone(
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
     note_pool(manifest.method, note)
     if output is not None:
-        write_clone(output, manifest, tensors, force=force, inputs=inputs)
+        write_clone(Path(output), manifest, tensors, force=force)
     return manifest
 
 
+@one_reading
 def inject(
     target: File,
     clones: File | Iterable[File],
     *,
     output: File,
-    rename: dict[str, str] | None = None,
+    rename: Renames | None = None,
     data: File | None = None,
     split: str | None = None,
     limit_per_class: int | None = None,
@@ -281,7 +288,7 @@ def inject(
     """Writes ``target``, plain or patched, with ``clones`` applied to ``output``.
 
     The target's tensors stay as they are, byte for byte.  ``rename`` maps labels of the clones to
-    others.  With ``data``, images of every class, all clones are recalibrated together: joins
+    others: ``{"old": "new"}`` or ``["old=new"]``, where ``clone:old`` is that of one clone.  With ``data``, images of every class, all clones are recalibrated together: joins
     change, modules do not; ``recalibrated`` is called with what that gave.
 
     >>> import pnc_cli
@@ -290,11 +297,13 @@ def inject(
     ... )
     >>> labels = [label for clone in patched.clones for label in clone.labels]
     """
-    target, files, output = Path(target), paths(clones), Path(output)
+    target, files, output = checkpoint_file(Path(target)), paths(clones), Path(output)
     reading = {"split": split, "limit_per_class": limit_per_class, "skip_bad": skip_bad}
     check_data(data, **reading, seed=seed)
     if data is None:
         return inject_clones(target, files, output, rename=rename, force=force)
+
+    remember(data, *files, *(p.with_suffix(".json") for p in files))
 
     from .branch.recalibrate import inject_together
     from .data import open_images
@@ -326,10 +335,12 @@ def eject(
     output: File,
     name: str | Iterable[str] | None = None,
     force: bool = False,
+    note: Note = no_note,
 ) -> Patched | None:
     """Writes ``patched`` without the clones called ``name`` (all if None) to ``output``.
 
-    With none left the output is the target file as it was, sha256 for sha256, and None is returned.
+    With none left the output is the target file as it was, sha256 for sha256, and None is returned;
+    where nothing beside the output says what that is, ``<stem>.json`` does.
 
     >>> import pnc_cli
     >>> pnc_cli.eject("patched.safetensors", output="restored.safetensors")
@@ -337,7 +348,7 @@ def eject(
     True
     """
     wanted = None if name is None else names(name)
-    return eject_clones(Path(patched), Path(output), names=wanted, force=force)
+    return eject_clones(Path(patched), Path(output), names=wanted, force=force, note=note)
 
 
 def evaluate(
@@ -371,8 +382,7 @@ def evaluate(
     []
     """
     from . import evaluation
-    from .branch.patched import preprocessing_of
-    from .data import choose, open_images, read_images
+    from .data import open_images
 
     on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
@@ -387,20 +397,8 @@ def evaluate(
         model = checkpoint
     source = open_images(str(data), split=split)
     say_matched(evaluation.matched_labels(model, source), note, matched)
-    chosen = choose(source, model.label_names, limit_per_class or None, seed)
-    images = read_images(
-        source,
-        chosen,
-        [preprocessing_of(model)],
-        skip_bad=skip_bad,
-        progress=progress,
-        what="evaluating",
-    )
-    result = replace(
-        evaluation.evaluate(model, images),
-        classes_without_images=[n for n in model.label_names if n not in chosen],
-        latency_ms=evaluation.latency(model) if latency else None,
-    )
+    how = {"limit": limit_per_class or None, "seed": seed, "skip_bad": skip_bad}
+    result = evaluation.measure(model, source, **how, timed=latency, progress=progress)
     for remark in result.remarks():
         note(remark)
     return result
@@ -445,8 +443,12 @@ def load(
 def info(file: File) -> Description:
     """Says what ``file`` is (checkpoint, clone, patched checkpoint, plan or manifest), and checks it.
 
+    ``problems`` of the result are what is wrong with it; ``sound`` is whether it was checked and
+    nothing is.  A checkpoint is held against the tensors of its architecture: by an index, or by
+    loading it where that does not know the architecture as it is (its ``model_args``), with torch.
+
     >>> import pnc_cli
     >>> pnc_cli.info("clone.safetensors").document["kind"]
     'clone'
     """
-    return describe(Path(file))
+    return held_against_its_architecture(Path(file), describe(Path(file)))

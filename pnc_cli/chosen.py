@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import BadInput, Incompatible, UsageError
+from .files.inputs import remember
 from .limits import Limits
 from .manifest import parse
 from .plan import HEAD_ONLY_CANDIDATE, Candidate, Plan, Wanted
@@ -101,11 +102,20 @@ def read_plan(plan: Plan | str | Path) -> Plan:
     """The plan itself, or the one in a file; ``-`` is standard input."""
     if isinstance(plan, Plan):
         return plan
+    piped = str(plan) == "-"
+    if not piped:
+        remember(plan)
     try:
-        text = sys.stdin.buffer.read() if str(plan) == "-" else Path(plan).read_bytes()
+        text = sys.stdin.buffer.read() if piped else Path(plan).read_bytes()
     except OSError as e:
         raise BadInput(f"{plan}: cannot be read: {e.strerror}") from e
-    return parse(text, Plan, "standard input" if str(plan) == "-" else str(plan))
+    where = "standard input" if piped else str(plan)
+    if not text.strip():
+        raise BadInput(
+            f"{where}: is empty, expected a plan",
+            hint="pnc search SRC TGT --data DATA -o -" if piped else "pnc search -o makes one",
+        )
+    return parse(text, Plan, where)
 
 
 def check_plan(plan: Plan, name: str, task: Task) -> None:

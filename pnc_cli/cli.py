@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from io import TextIOWrapper
 from types import FrameType
 
 import typer
@@ -22,8 +21,9 @@ from .commands.eval import evaluate
 from .commands.info import info
 from .commands.inject import inject
 from .commands.search import search
-from .errors import Interrupted, PncError, UsageError
+from .errors import Interrupted, PncError, UsageError, in_words
 from .report import print_error
+from .streams import let_go, open_streams, output_fails, put, say, unwritable
 
 app = typer.Typer(
     name="pnc",
@@ -47,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "info": info,
 }
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where they are called otherwise
 for name, function in COMMANDS.items():
     app.command(name)(function)
 
@@ -56,7 +57,7 @@ def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     if version:
-        print(f"pnc {__version__}")
+        put(f"pnc {__version__}")
         raise typer.Exit()
 
 
@@ -66,43 +67,75 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a label must not crash a C locale
+    closed = open_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in argv
     command = next((a for a in argv if a in COMMANDS), "pnc")
     try:
+        error = _run(argv, command, closed)
+        if isinstance(error, int):
+            return error
+        print_error(error, command, as_json=as_json and not error.reported)
+        return error.exit_code
+    except KeyboardInterrupt:  # once more, while the first is being told
+        return Interrupted.exit_code
+    finally:
+        let_go()
+
+
+def _run(argv: list[str], command: str, closed: list[str]) -> int | PncError:
+    """The exit code, or the error to be told."""
+    try:
         if any("\udc80" <= c <= "\udcff" for a in argv for c in a):
             raise UsageError("an argument is not valid UTF-8", hint="type it in a UTF-8 locale")
+        if "standard output" in closed:
+            raise UsageError("standard output is closed", hint="send it to /dev/null")
         code = app(args=argv, prog_name="pnc", standalone_mode=False)
-        sys.stdout.flush()
+        if (e := output_fails()) is not None:
+            raise e
         if code == Interrupted.exit_code:  # what Typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except PncError as e:
-        error = e
+        return e
     except typer.TyperException as e:
         error = UsageError(
             e.format_message(), hint=" ".join(dict.fromkeys(["pnc", command, "--help"]))
         )
         if not argv:  # no arguments at all: the help itself
-            print(error.message, file=sys.stderr)
+            say(error.message)
             return error.exit_code
+        return error
     except (KeyboardInterrupt, typer.Abort):
-        error = Interrupted("interrupted; nothing was left behind")
+        return Interrupted("interrupted; nothing was left behind")
     except (BrokenPipeError, SystemExit):  # Typer answers the first with the second
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Interrupted.exit_code
+    except ImportError as e:
+        return _not_installed(e, command)
     except Exception as e:
-        if "PNC_TRACEBACK" in os.environ:
-            traceback.print_exc()
-        error = PncError(
-            f"a fault of pnc itself: {type(e).__name__}: {e}",
-            hint="run it again with PNC_TRACEBACK=1 and report what it prints",
-        )
-    print_error(error, command, as_json=as_json and not error.reported)
-    return error.exit_code
+        if isinstance(e, OSError) and "--help" in argv:  # Typer prints that itself
+            return unwritable(e)
+        return _fault(e)
+
+
+def _not_installed(e: ImportError, command: str) -> PncError:
+    """A package of others that is not there, or not whole; one of ours is a fault."""
+    package = (e.name or "").partition(".")[0]
+    if package in ("", __package__):
+        return _fault(e)
+    return UsageError(
+        f"pnc {command} needs {package}, which cannot be imported: {e}",
+        hint=f"pip install {DISTRIBUTIONS.get(package, package)}, in the environment of {sys.executable}",
+    )
+
+
+def _fault(e: Exception) -> PncError:
+    if "PNC_TRACEBACK" in os.environ:
+        say("".join(traceback.format_exception(e)))
+    return PncError(
+        f"a fault of pnc itself: {type(e).__name__}: {in_words(e)}",
+        hint="run it again with PNC_TRACEBACK=1 and report what it prints",
+    )
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -4,8 +4,8 @@
 exit meaning
 ==== ====================================================================
 0    done
-1    a requested check failed (``pnc eval --fail-under ...``)
-2    usage: an unknown option, a missing argument, an output that exists
+1    a requested check failed (``pnc eval --fail-under ... --fail-over ...``)
+2    usage: an unknown option, a missing argument, an output that exists, a package that is missing
 3    bad input: a file that is corrupt, unreadable, or not what it should be
 4    incompatible: source, target, patch or labels do not fit together
 70   a fault of pnc itself
@@ -15,7 +15,16 @@ exit meaning
 
 from __future__ import annotations
 
+import re
+
 INTERNAL = 70
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
+
+
+def in_words(error: BaseException) -> str:
+    """What another's error says, without objects at addresses, which tell nobody anything and are
+    others each time."""
+    return _ADDRESS.sub("", str(error)).strip(" :") or type(error).__name__
 
 
 class PncError(Exception):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .branch.patched import PatchedModel, answer, labels_in, preprocessing_of
-from .data import Images, ImageSource, Reconciled
+from .data import Images, ImageSource, Reconciled, choose, read_images
 from .errors import BadInput
 from .manifest import Manifest
+from .progress import Progress
 
 BINS = 15  # of the calibration error
 
@@ -73,7 +74,16 @@ class Evaluation:
     latency_ms: Latency | None = None  # where it was asked for
 
     def metric(self, name: str) -> float | None:
-        """The figure of that name, one of ``METRICS``."""
+        """The figure of that name: one of ``METRICS``, or a cost of all clones together, of
+        :data:`.gates.COSTS`: "macs" and "parameters" as shares of the target's, "bytes" as a
+        number, "latency" as times the target's; "latency_ms_an_image" is in milliseconds."""
+        if name == "bytes":
+            return float(sum(c.bytes for c in self.clones))
+        if name in ("macs", "parameters"):
+            return float(sum(getattr(c, f"{name}_share") for c in self.clones))
+        if name in ("latency", "latency_ms_an_image"):
+            t = self.latency_ms
+            return None if t is None else t.ratio if name == "latency" else t.patched
         value: float | None = getattr(self, name)
         return value
 
@@ -81,6 +91,11 @@ class Evaluation:
         """Which of the figures in ``floors`` are lower than there, or cannot be told."""
         found = {name: self.metric(name) for name in floors}
         return [n for n, value in found.items() if value is None or value < floors[n]]
+
+    def above(self, ceilings: Mapping[str, float]) -> list[str]:
+        """Which of the figures in ``ceilings`` are higher than there, or cannot be told."""
+        found = {name: self.metric(name) for name in ceilings}
+        return [n for n, value in found.items() if value is None or value > ceilings[n]]
 
     def remarks(self) -> list[str]:
         """What was given and not used, or could not be, in a line each."""
@@ -157,6 +172,30 @@ def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
     result = figures(told, torch.cat(labels), model.target_classes, model.label_names)
     clones = [CloneCost.of(m) for m in model.manifests]
     return replace(result, skipped=skipped, clones=clones, tta=model.tta)
+
+
+def measure(
+    model: PatchedModel,
+    source: ImageSource,
+    *,
+    limit: int | None,
+    seed: int,
+    skip_bad: bool,
+    timed: bool,
+    progress: Progress,
+) -> Evaluation:
+    """Evaluates ``model`` on at most ``limit`` images of each of its classes that ``source`` has; where
+    it is ``timed``, its forward pass is measured too."""
+    chosen = choose(source, model.label_names, limit, seed)
+    how = [preprocessing_of(model)]
+    images = read_images(
+        source, chosen, how, skip_bad=skip_bad, progress=progress, what="evaluating"
+    )
+    return replace(
+        evaluate(model, images),
+        classes_without_images=[n for n in model.label_names if n not in chosen],
+        latency_ms=latency(model) if timed else None,
+    )
 
 
 def from_logits(z: Tensor, label: Tensor, old: int, names: list[str]) -> Evaluation:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import PncError, UsageError
+from .files.atomic import check_output
+from .files.clone_file import sidecar_of
+from .files.describe import Description
+from .files.forms import checkpoint_file
 from .files.opened import open_checkpoint
 from .limits import Limits
 from .manifest import CLONE_NAME, Method
@@ -258,3 +263,32 @@ def check_name(name: str | None) -> None:
     """Whether a clone can be called that; raises ``UsageError``."""
     if name is not None and not re.fullmatch(CLONE_NAME, name):
         raise UsageError(f"--name '{name}'", hint="letters, digits, - and _, at most 64")
+
+
+def check_outputs(*outputs: Path, force: bool) -> None:
+    """Whether these can be written, before the work; raises ``UsageError``."""
+    for path in outputs:
+        check_output(path, force=force)
+
+
+def check_clone_output(output: File | None, *, force: bool) -> None:
+    """The same of a clone and its manifest."""
+    if output is not None:
+        path = Path(output)
+        check_output(path, force=force)
+        check_output(sidecar_of(path), force=force, beside=path)
+
+
+def held_against_its_architecture(path: Path, found: Description) -> Description:
+    """``found``, and whether a checkpoint that the index of architectures could not tell loads."""
+    if found.problems or found.checked or found.document.get("architecture") is None:
+        return found
+    try:
+        from .network.load import load_network
+    except ImportError:  # file work is all that this pnc is used for
+        return found
+    try:
+        load_network(checkpoint_file(path))
+    except PncError as e:
+        return replace(found, problems=(e.message,))
+    return replace(found, checked=True)

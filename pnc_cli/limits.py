@@ -12,6 +12,7 @@ whatever the networks.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,3 +94,13 @@ def machine_memory() -> int:
         except (OSError, ValueError):  # no container, or one without a limit
             continue
     return found
+
+
+def size(text: str) -> int:
+    """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``.  Raises ``ValueError``."""
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    unit = units.get(found[2].removesuffix("b")) if found else None
+    if found is None or unit is None:
+        raise ValueError(f"'{text}' is not a size such as 3000000, 3MB or 2.5MiB")
+    return int(float(found[1]) * unit)

@@ -304,7 +304,7 @@ def parse(text: str | bytes, kind: type[Document], where: str) -> Document:
             newer = family == wanted.partition("/")[0] and version.isdigit()
             raise BadInput(
                 f"{where}: manifest is '{found}', this pnc reads '{wanted}'",
-                hint="upgrade pnc: pip install -U pnc-cli" if newer else None,
+                hint="it is of a newer pnc than this one: upgrade pnc" if newer else None,
             )
         document = msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:

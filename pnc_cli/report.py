@@ -12,11 +12,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from .errors import PncError
+from .errors import CheckFailed, PncError, UsageError
 from .progress import Progress, duration, no_progress
+from .streams import libraries_apart, put, say
 
 
 class Report:
@@ -30,31 +31,33 @@ class Report:
     def note(self, text: str) -> None:
         """Something worth knowing, on stderr; silent with ``-q``."""
         if not self.quiet:
-            print(clean(text), file=sys.stderr)
+            say(clean(text))
 
     def result(self, document: dict[str, Any], text: str) -> None:
         """The command's result: ``document`` with ``--json``, ``text`` otherwise."""
         if self.as_json:
             print_json({"schema": f"pnc.{self.command}/1", "ok": True, **document})
         elif text:
-            print(clean(text, keep="\n"))
+            put(clean(text, keep="\n"))
 
-    def failed(self, document: dict[str, Any], message: str) -> None:
+    def failed(self, document: dict[str, Any], message: str, code: str = CheckFailed.code) -> None:
         """The result of a check that did not hold, with ``--json``."""
-        fault = {"code": "check_failed", "message": message, "hint": None}
+        fault = {"code": code, "message": message, "hint": None}
         print_json({"schema": f"pnc.{self.command}/1", "ok": False, "error": fault, **document})
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """A callback ``(what, done, total)`` that draws bars on a terminal, with the time that is
-        left, and elsewhere prints a line now and then."""
-        if self.quiet:
-            yield no_progress
-        elif not sys.stderr.isatty():
-            yield Lines(lambda line: print(clean(line), file=sys.stderr))
-        else:
-            with _bars() as update:
-                yield update
+        left, and elsewhere prints a line now and then.  What libraries print within it stays out
+        of the results, and with ``-q`` unsaid."""
+        with libraries_apart(self.quiet):
+            if self.quiet:
+                yield no_progress
+            elif not sys.stderr.isatty():
+                yield Lines(lambda line: say(clean(line)))
+            else:
+                with _bars() as update:
+                    yield update
 
 
 class Lines:
@@ -110,17 +113,18 @@ def _bars() -> Iterator[Progress]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False))
+    put(json.dumps(document, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False))
 
 
 def print_error(error: PncError, command: str, *, as_json: bool) -> None:
     """An error, on stderr; with ``--json`` as the one object on stdout too."""
     if as_json:
         fault = {"code": error.code, "message": error.message, "hint": error.hint}
-        print_json({"schema": f"pnc.{command}/1", "ok": False, "error": fault})
-    print(f"pnc: error: {clean(error.message)}", file=sys.stderr)
+        with suppress(UsageError, BrokenPipeError):  # the error itself is what counts
+            print_json({"schema": f"pnc.{command}/1", "ok": False, "error": fault})
+    say(f"pnc: error: {clean(error.message)}")
     if error.hint:
-        print(f"  try: {clean(error.hint)}", file=sys.stderr)
+        say(f"  try: {clean(error.hint)}")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

@@ -250,7 +250,14 @@ def test_every_example_runs(pair, tmp_path, monkeypatch):
 def test_a_command_and_its_function_are_called_alike():
     from pnc_cli.cli import COMMANDS
 
-    beside = {"as_json", "quiet", "top", "schema", "fail_under"}  # how it is printed or judged
+    beside = {
+        "as_json",
+        "quiet",
+        "top",
+        "schema",
+        "fail_under",
+        "fail_over",
+    }  # how it is printed or judged
     told = {"progress", "note", "matched", "recalibrated"}
     for command in COMMANDS.values():
         options = set(inspect.signature(command).parameters) - beside

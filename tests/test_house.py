@@ -35,6 +35,7 @@ ROWS = [
     ["manifest"],
     ["plan"],
     ["schema"],
+    ["gates", "streams"],
     ["allocator", "errors", "limits", "progress"],
 ]
 ROW = {room: k for k, row in enumerate(ROWS) for room in row}

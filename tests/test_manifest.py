@@ -139,7 +139,7 @@ def test_a_patched_manifest_is_refused_for_any_of_its_clones(manifest, change, m
 def test_a_newer_version_says_to_upgrade(manifest):
     with pytest.raises(BadInput) as e:
         parse(changed(manifest, lambda d: d.update(schema="pnc.clone/2")), Manifest, "x")
-    assert e.value.hint == "upgrade pnc: pip install -U pnc-cli"
+    assert e.value.hint == "it is of a newer pnc than this one: upgrade pnc"
 
 
 def test_a_plan_must_choose_one_of_its_candidates():

@@ -136,13 +136,13 @@ def check_round_trip(target, folder):
         for k, n in enumerate("ab")
     ]
     before = sha256(target)
-    inject(target, clones, folder / "ab.st")
-    inject(target, clones[1:], folder / "only.st")
-    eject(folder / "ab.st", folder / "minus.st", names=["a"])
-    assert sha256(folder / "minus.st") == sha256(folder / "only.st")
+    inject(target, clones, folder / "ab.safetensors")
+    inject(target, clones[1:], folder / "only.safetensors")
+    eject(folder / "ab.safetensors", folder / "minus.safetensors", names=["a"])
+    assert sha256(folder / "minus.safetensors") == sha256(folder / "only.safetensors")
     for patched in ("ab", "only", "minus"):
-        eject(folder / f"{patched}.st", folder / "back.st", force=True)
-        assert sha256(folder / "back.st") == sha256(target) == before
+        eject(folder / f"{patched}.safetensors", folder / "back.safetensors", force=True)
+        assert sha256(folder / "back.safetensors") == sha256(target) == before
 
 
 @pytest.mark.parametrize("write", [bf16_file, odd_file])

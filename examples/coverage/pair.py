@@ -82,7 +82,7 @@ def run_pair(source_file: Path, target_file: Path, folder: Path, *, share: float
         _generated_task(source, target), grid, candidate, Recipe("clone", epochs=0, seed=0)
     )
     clone, patched, ejected = (folder / f"{n}.safetensors" for n in ("clone", "patched", "ejected"))
-    write_clone(clone, manifest, tensors, force=True, inputs=[source_file, target_file])
+    write_clone(clone, manifest, tensors, force=True)
     inject(target_file, [clone], patched, force=True)
     eject(patched, ejected, force=True)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..channels.groups import prunable_groups, shrink_graph, what_stays
 from ..data import Images, ImageSource, Reconciled, normalize, reconcile
-from ..errors import BadInput, UsageError
+from ..errors import BadInput, UsageError, in_words
 from ..files.clone_file import Clone, open_clone, verify_clone
 from ..files.header import read_header
 from ..files.opened import open_checkpoint
@@ -190,7 +190,7 @@ def _branch(clone: Clone) -> Branch | HeadOnly:
         adapter.load_state_dict(part["adapter"])
         compensation.fold_into(module.part)
     except (RuntimeError, KeyError, ValueError) as e:
-        raise BadInput(f"{clone.path}: clone '{clone.name}': {e}") from None
+        raise BadInput(f"{clone.path}: clone '{clone.name}': {in_words(e)}") from None
     return Branch(m.tap.position, adapter, module, join)
 
 

@@ -31,10 +31,11 @@ from ..data import (
 )
 from ..errors import BadInput
 from ..files.atomic import check_output
-from ..files.clone_file import Clone, raw_sha256, write_clone
+from ..files.clone_file import Clone, raw_sha256, sidecar_of, write_clone
 from ..files.header import read_header
 from ..files.opened import open_checkpoint
 from ..files.patch import eject, inject
+from ..files.renames import Renames
 from ..manifest import Patched
 from ..network.tensors import raw_tensor, read_tensors
 from .patched import Branch, PatchedModel, answer, labels_in, load, preprocessing_of
@@ -97,7 +98,7 @@ def inject_together(
     *,
     limit: int | None,
     seed: int,
-    rename: dict[str, str] | None = None,
+    rename: Renames | None = None,
     skip_bad: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
@@ -109,7 +110,8 @@ def inject_together(
     (0: all; None: as many as are useful);
     raises ``BadInput`` naming a class that has none.
     """
-    check_output(output, force=force, inputs=[target, *clones])
+    check_output(output, force=force)
+    check_output(sidecar_of(output), force=force, beside=output)
     with tempfile.TemporaryDirectory() as folder:
         together, plain = Path(folder, "together.safetensors"), Path(folder, "plain.safetensors")
         inject(target, clones, together, rename=rename)

@@ -24,13 +24,15 @@ def eject(
 ) -> None:
     """Take clones off PATCHED.
 
-    With none left, the output is the target file as it was, sha256 for sha256.
+    With none left, the output is the target file as it was, sha256 for sha256. Where nothing beside
+    it says what that is, OUTPUT.json does.
     """
     from .. import api
     from ..files.digest import file_sha256
 
     report = Report("eject", as_json=as_json, quiet=quiet)
-    left = api.eject(o.checkpoint(patched, "PATCHED"), output=output, name=name, force=force)
+    patched = o.checkpoint(patched, "PATCHED")
+    left = api.eject(patched, output=output, name=name, force=force, note=report.note)
     names = [c.name for c in left.clones] if left else []
     sha256 = file_sha256(output)
     text = f"{output}: " + (

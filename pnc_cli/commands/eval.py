@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import CheckFailed, UsageError
+from .. import gates
+from ..errors import CheckFailed
 from ..report import Report, figure, table
 from . import options as o
 
@@ -42,6 +42,15 @@ def evaluate(
             "--fail-under", help="Exit 1 if a figure is lower: joint_accuracy=0.7 (repeatable)."
         ),
     ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-over",
+            help="Exit 1 if a figure is higher (repeatable): calibration_error=0.1, "
+            "right_to_wrong=0.05; of what the clones add: macs=0.5 and parameters=0.5 of the "
+            "target's, bytes=3MB; latency=1.5 times the target's, or latency=5ms an image.",
+        ),
+    ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the forward pass too.")] = False,
     split: o.Split = None,
     limit_per_class: o.EvalLimit = 0,
@@ -63,10 +72,10 @@ def evaluate(
 
     from .. import api
     from ..allocator import keep_freed_memory
-    from ..evaluation import METRICS
 
+    bounds = gates.parse(fail_under or (), fail_over or ())
+    latency = latency or any(gate.name == "latency" for gate in bounds)
     keep_freed_memory()
-    floors = _floors(fail_under, METRICS)
     matched: list[Reconciled] = []
     with report.progress() as progress:
         result = api.evaluate(
@@ -88,10 +97,7 @@ def evaluate(
         )
     document = {k: v for k, v in asdict(result).items() if k != "latency_ms" or latency}
     document |= o.data_of(matched)
-    failed = "; ".join(
-        f"{name} is {figure(result.metric(name))}, required {floors[name]:g}"
-        for name in result.below(floors)
-    )
+    failed = "; ".join(gates.faults(bounds, result.metric))
     if failed and as_json:
         report.failed(document, failed)
     else:
@@ -127,22 +133,3 @@ def _text(e: Evaluation) -> str:
     if t := e.latency_ms:
         lines.append(f"latency: {t.patched:.2f} ms an image, {t.ratio:.2f} times the target's")
     return "\n".join(lines)
-
-
-def _floors(items: list[str] | None, metrics: tuple[str, ...]) -> dict[str, float]:
-    floors = {}
-    for item in items or []:
-        name, _, value = item.partition("=")
-        try:
-            floors[name] = float(value)
-            if math.isnan(floors[name]):  # nothing is below it
-                raise ValueError
-        except ValueError:
-            raise UsageError(
-                f"--fail-under '{item}'", hint="--fail-under joint_accuracy=0.7"
-            ) from None
-        if name not in metrics:
-            raise UsageError(
-                f"--fail-under: no figure '{name}'", hint="figures: " + ", ".join(metrics)
-            )
-    return floors

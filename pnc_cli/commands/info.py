@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import BadInput, UsageError
 from ..report import Report, print_json
 from . import options as o
+
+NOT_CHECKED = "whether it is sound is not known: its tensors were not held against an architecture"
 
 
 def info(
@@ -23,7 +25,7 @@ def info(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Say what FILE is, and whether it is sound."""
+    """Say what FILE is, and whether it is sound: exit 3 if it is not."""
     from .. import api
     from ..manifest import json_schema
 
@@ -33,4 +35,17 @@ def info(
     if file is None:
         raise UsageError("Missing argument 'FILE'", hint="pnc info FILE")
     found = api.info(o.existing(file, "FILE"))
-    Report("info", as_json=as_json, quiet=quiet).result(found.document, found.text)
+    report = Report("info", as_json=as_json, quiet=quiet)
+    document = {**found.document, "sound": found.sound, "problems": list(found.problems)}
+    if not found.problems:
+        state = "sound" if found.sound else NOT_CHECKED
+        report.result(document, f"{found.text}\n{state}")
+        return
+    fault = "; ".join(found.problems)
+    if as_json:
+        report.failed(document, fault, BadInput.code)
+    else:
+        report.result(document, found.text)
+    error = BadInput(fault, hint="correct what it says, or make the file again")
+    error.reported = True
+    raise error

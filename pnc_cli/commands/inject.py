@@ -23,7 +23,11 @@ def inject(
     output: Annotated[Path, o.output("The patched checkpoint to write.")],
     rename: Annotated[
         list[str] | None,
-        typer.Option("--rename", help="Inject a class under another label: old=new (repeatable)."),
+        typer.Option(
+            "--rename",
+            help="Inject a class under another label: old=new (where several clones have it, "
+            "the first keeps it), or clone:old=new for the class of one clone (repeatable).",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -62,7 +66,7 @@ def inject(
             target,
             clones,
             output=output,
-            rename=o.renames(rename),
+            rename=rename,
             data=data,
             split=split,
             limit_per_class=limit_per_class,

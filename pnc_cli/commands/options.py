@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import limits
 from ..errors import BadInput, UsageError
 
 if TYPE_CHECKING:
@@ -104,13 +104,11 @@ Whole = Annotated[
 
 
 def size(text: str) -> int:
-    """A number of bytes: ``3000000``, ``3MB`` or ``3 MiB``."""
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    unit = units.get(found[2].removesuffix("b")) if found else None
-    if found is None or unit is None:
-        raise typer.BadParameter(f"'{text}' is not a size such as 3000000, 3MB or 2.5MiB")
-    return int(float(found[1]) * unit)
+    """:func:`~pnc_cli.limits.size`, refused in Typer's way."""
+    try:
+        return limits.size(text)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
 
 
 Memory = Annotated[
@@ -165,17 +163,6 @@ def model_args(text: str | None, flag: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UsageError(f"{flag}: expected a JSON object")
     return value
-
-
-def renames(items: list[str] | None) -> dict[str, str]:
-    """Parses ``--rename old=new`` options."""
-    pairs = {}
-    for item in items or []:
-        old, equals, new = item.partition("=")
-        if not (old and equals and new):
-            raise UsageError(f"--rename '{item}'", hint="--rename old=new")
-        pairs[old] = new
-    return pairs
 
 
 def data_of(matched: list[Reconciled]) -> dict[str, Any]:

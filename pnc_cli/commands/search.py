@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from ..remarks import head_only_of, remarks
 from ..report import Report, amount, figure, table
+from ..streams import put
 from . import options as o
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def search(
     if plot is not None:
         report.note(f"drawn in {plot}")
     if to_stdout:
-        sys.stdout.write(canonical_json(plan).decode("utf-8"))
+        put(canonical_json(plan).decode("utf-8"), end="")
         return
     document = {"plan": to_plain(plan), **o.data_of(matched)}
     report.result(document, _text(plan, top))

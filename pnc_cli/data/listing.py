@@ -16,6 +16,7 @@ from typing import Protocol
 from PIL import Image
 
 from ..errors import BadInput, UsageError
+from ..files.inputs import remember, remember_many
 from .folders import EXAMPLE, Found, Sorted, check_places, members, sort_out, walk
 
 PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
@@ -95,6 +96,8 @@ def open_images(source: str, *, labelled: bool = True, split: str | None = None)
     if source.lower().startswith(HUB):
         from .hub import open_hub  # a package that few have
 
+        where = Path(source[len(HUB) :])
+        remember_many(lambda: where.rglob("*") if where.is_dir() else [where])
         by_class, rows, split = open_hub(source[len(HUB) :], split)
         return _checked(ImageSource(source, by_class, rows, split=split))
     path = Path(source)
@@ -116,6 +119,7 @@ def open_images(source: str, *, labelled: bool = True, split: str | None = None)
 def _of_folder(path: Path, source: str, labelled: bool) -> ImageSource:
     found = walk(path)
     listed = sort_out(found)
+    remember_many(lambda: (path / name for name in listed.images))
     return _source(source, InFolder(source, path, listed.images), listed, found, labelled)
 
 
@@ -123,6 +127,7 @@ def _of_tar(path: Path, source: str, labelled: bool) -> ImageSource:
     if path.suffix.lower() != ".tar":
         raise _not_a_tar(path, source)
     try:
+        remember(path)
         tar = tarfile.open(path, "r:")  # it is read from as long as the source is
         found, infos = members(tar)
     except (tarfile.TarError, OSError, EOFError) as e:

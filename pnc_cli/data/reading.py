@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
 
-from ..errors import BadInput, Incompatible
+from ..errors import BadInput, Incompatible, in_words
 from ..manifest import Preprocessing
 from ..progress import Progress, no_progress
 from .listing import ImageSource
@@ -147,7 +147,7 @@ def read_images(
 def _why(error: Exception, data: bytes | Image.Image | Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # it names an object of ours
         return "the file is empty" if data == b"" else "no kind of image that Pillow knows"
-    return str(error)
+    return in_words(error)
 
 
 def _together(views: Iterable[Preprocessing]) -> int:

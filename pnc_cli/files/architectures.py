@@ -85,6 +85,16 @@ class Index:
         traits = {n: self.traits[n] for n in found if n in self.traits}
         return Match(tuple(found), traits, () if found else tuple(near))
 
+    def classes(self, name: str, shapes: Shapes) -> int | None:
+        """How many classes a file with these tensors has, if it is a ``name``; None where the index
+        has no such architecture, or its tensors do not tell."""
+        wanted = hash_names(shapes)
+        for (names, free), group in self.groups.items():
+            if names == wanted and name in group.get(hash_shapes(shapes, free), ()):
+                counts = {shapes[n][0] for n, axis in free if axis == 0}
+                return counts.pop() if len(counts) == 1 else None
+        return None
+
     def dumps(self) -> str:
         """JSON in a stable order, one group a line."""
         groups: list[dict[str, Any]] = [

@@ -16,13 +16,15 @@ from types import TracebackType
 from typing import BinaryIO
 
 from ..errors import UsageError
+from .inputs import Inputs, current
 
 
 class Outputs:
     """A set of files that appear together; use as a context manager.
 
     The first file opened is the main one; the others (sidecars) may be missing for an instant,
-    but are never older than it.  ``inputs`` are never written to, not even with ``force``.
+    but are never older than it.  What the call that is running has read (:mod:`.inputs`), and
+    ``inputs``, are never written to, not even with ``force``.
     Raises ``UsageError`` for an output that exists (without ``force``), that is an input, or
     whose folder does not exist or is not writable.
     """
@@ -32,9 +34,9 @@ class Outputs:
         self._inputs = [Path(p) for p in inputs]
         self._staged: list[tuple[Path, Path, BinaryIO]] = []  # final, temporary, file
 
-    def open(self, path: Path) -> BinaryIO:
-        """A binary file that becomes ``path`` on success."""
-        final = check_output(path, force=self._force, inputs=self._inputs)
+    def open(self, path: Path, *, beside: Path | None = None) -> BinaryIO:
+        """A binary file that becomes ``path`` on success; ``beside`` as for :func:`check_output`."""
+        final = check_output(path, force=self._force, inputs=self._inputs, beside=beside)
         if any(final == other for other, _, _ in self._staged):
             raise UsageError(f"{path}: named twice as an output", hint="give each its own name")
         temporary = final.with_name(f".{final.name[:200]}.{secrets.token_hex(6)}.tmp")
@@ -109,27 +111,35 @@ class Outputs:
                     os.close(fd)
 
 
-def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
+def check_output(
+    path: Path, *, force: bool = False, inputs: Iterable[Path] = (), beside: Path | None = None
+) -> Path:
     """The file that writing to ``path`` would create (symlinks followed), if that may be done.
 
-    For refusing a hopeless output before the work, not after it.
+    For refusing a hopeless output before the work, not after it.  ``beside`` is the output whose
+    sidecar it is.
     """
+    if str(path) == "-":
+        raise UsageError(
+            "-o -: this output is a file, it is not written to standard output",
+            hint="-o names a file",
+        )
     final = Path(os.path.realpath(path))
     if not final.parent.is_dir():
         raise UsageError(
             f"{path}: the folder {final.parent} does not exist", hint=f"mkdir -p {final.parent}"
         )
-    for given in inputs:
-        if final.exists() and given.exists() and os.path.samefile(final, given):
-            raise UsageError(
-                f"{path}: is an input, which is never written to", hint="choose another -o"
-            )
+    if final.is_file() and (final in current() or final in Inputs(inputs)):
+        raise UsageError(
+            f"{path}: is an input, which is never written to", hint="choose another -o"
+        )
     if final.is_dir():
         raise UsageError(f"{path}: is a folder", hint="-o names a file")
     if final.exists() and not final.is_file():
         raise UsageError(f"{path}: is not a regular file", hint="-o names a regular file")
     if final.exists() and not force:
-        raise UsageError(f"{path}: exists", hint="give --force to replace it, or another -o")
+        what = f"; it is what lies beside {beside.name} and says what that is" if beside else ""
+        raise UsageError(f"{path}: exists{what}", hint="give --force to replace it, or another -o")
     if not os.access(final.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: the folder {final.parent} is not writable")
     return final

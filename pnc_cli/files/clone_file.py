@@ -22,6 +22,7 @@ from .sound import check_sound
 
 MANIFEST_KEY = "pnc.manifest"
 TARGET_HEADER_KEY = "pnc.target_header"  # only patched checkpoints have it
+ENDING = ".safetensors"
 PARTS = ("adapter.", "module.", "join.")  # one of them begins each tensor's name
 
 
@@ -126,7 +127,6 @@ def write_clone(
     tensors: Mapping[str, RawTensor],
     *,
     force: bool = False,
-    inputs: Iterable[Path] = (),
 ) -> None:
     """Writes a clone and its sidecar, both or neither."""
     entries = lay_out(
@@ -135,19 +135,32 @@ def write_clone(
     document = canonical_json(manifest.sealed())
     parse(document, Manifest, str(output))  # what could not be read again is not written
     check_sound(manifest, entries, output)
-    with Outputs(force=force, inputs=inputs) as outputs:
+    sidecar = sidecar_of(output)
+    with Outputs(force=force) as outputs:
         f = outputs.open(output)
         f.write(format_header(entries, {MANIFEST_KEY: document.decode("utf-8")}))
         for name in entries:
             f.write(tensors[name].data)
-        outputs.open(sidecar_of(output)).write(document)
+        outputs.open(sidecar, beside=output).write(document)
+
+
+def check_ending(path: Path) -> None:
+    """What is in safetensors format is called so: by the ending, others choose how to read a file.
+
+    Raises ``UsageError``.
+    """
+    if str(path) != "-" and path.suffix != ENDING:
+        raise UsageError(
+            f"{path}: is not called {ENDING}, which is the format it would be in",
+            hint=f"-o {path.with_suffix(ENDING) if path.name else 'out' + ENDING}",
+        )
 
 
 def sidecar_of(path: Path) -> Path:
-    """``<stem>.json`` beside ``path``.  Raises ``UsageError`` if that is a file not of ours."""
+    """``<stem>.json`` beside ``path``.  Raises ``UsageError`` if that is a file not of ours, or if
+    ``path`` has another ending than ``.safetensors``."""
+    check_ending(path)
     sidecar = path.with_suffix(".json")
-    if sidecar == path:
-        raise UsageError(f"{path}: an output in safetensors format cannot be called .json")
     if sidecar.is_file() and b'"schema": "pnc.' not in sidecar.read_bytes():
         raise UsageError(
             f"{sidecar}: exists and is not a manifest of pnc's; it would be replaced",

@@ -1,4 +1,4 @@
-"""What a file is, in words and as a document; no torch."""
+"""What a file is, in words and as a document, and what is wrong with it; no torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .clone_file import MANIFEST_KEY, PARTS, TARGET_HEADER_KEY, open_clone, veri
 from .digest import file_sha256
 from .forms import checkpoint_file, name_prefix, own_names
 from .header import Header, read_header
-from .identity import resolve_identity
+from .identity import UnknownArchitecture, resolve_identity
 from .opened import open_checkpoint, verify_target
+from .problems import identity_problems, manifest_problems, patched_problems
 
 DOCUMENTS: dict[str, type[Manifest] | type[Patched] | type[Plan]] = {
     "pnc.clone": Manifest,
@@ -26,8 +27,18 @@ DOCUMENTS: dict[str, type[Manifest] | type[Patched] | type[Plan]] = {
 
 @dataclass(frozen=True)
 class Description:
+    """``problems`` are what is wrong with the file, though it can be read; ``checked`` is whether its
+    tensors were held against what it says it is."""
+
     document: dict[str, Any]
     text: str
+    problems: tuple[str, ...] = ()
+    checked: bool = False
+
+    @property
+    def sound(self) -> bool | None:
+        """None where nothing says what the file should be, or that was not looked at."""
+        return False if self.problems else True if self.checked else None
 
 
 def describe(path: Path) -> Description:
@@ -61,9 +72,22 @@ def _document(path: Path) -> Description:
     if kind is None:
         raise BadInput(f"{path}: not a document of pnc's: schema is {schema!r}")
     document = parse(text, kind, str(path))
+    problems = [] if isinstance(document, Plan) else manifest_problems(path, document)
+    beside = path.with_suffix(".safetensors")
+    if kind is not Plan and beside.is_file() and _manifest_inside(beside) != text:
+        problems.append(f"{path}: differs from the manifest inside {beside.name}")
     return Description(
-        {"kind": schema, "document": to_plain(document)}, f"{path}: a {schema} document"
+        {"kind": schema, "document": to_plain(document)},
+        f"{path}: a {schema} document",
+        tuple(problems),
+        checked=True,
     )
+
+
+def _manifest_inside(path: Path) -> bytes:
+    """The manifest in a clone or patched checkpoint, as its sidecar has it; else nothing."""
+    metadata = read_header(path).metadata or {}
+    return metadata.get(MANIFEST_KEY, "").encode("utf-8")
 
 
 def _clone(path: Path) -> Description:
@@ -73,6 +97,8 @@ def _clone(path: Path) -> Description:
     return Description(
         {"kind": "clone", "manifest": to_plain(m)},
         f"{path}: a clone, '{m.name}', of {', '.join(m.labels)}\n{_lines(m)}",
+        tuple(manifest_problems(path, m)),
+        checked=True,
     )
 
 
@@ -90,7 +116,9 @@ def _patched(path: Path) -> Description:
         "target_sha256": checkpoint.target_sha256,
         "clones": [to_plain(c.manifest) for c in checkpoint.clones],
     }
-    return Description(document, "\n".join(lines))
+    return Description(
+        document, "\n".join(lines), tuple(patched_problems(checkpoint)), checked=True
+    )
 
 
 def _checkpoint(path: Path, header: Header) -> Description:
@@ -103,14 +131,20 @@ def _checkpoint(path: Path, header: Header) -> Description:
         "sha256": file_sha256(path),
     }
     lines = [f"{path}: a checkpoint, {len(header.tensors)} tensors, {size:,} bytes"]
+    problems: list[str] = []
+    checked = False
     try:
-        if prefix := name_prefix(own_names(path, header.tensors)):
+        names = own_names(path, header.tensors)
+        if prefix := name_prefix(names):
             document["tensor_prefix"] = prefix
             lines.append(f"  every tensor's name begins with '{prefix}'")
         known = resolve_identity(path, header)
     except BadInput as e:
-        lines.append(f"  {e.message}")
         document |= {"architecture": None, "reason": e.message}
+        if isinstance(e, UnknownArchitecture):
+            lines.append(f"  {e.message}")
+        else:
+            problems.append(e.message)
     else:
         labels = list(known.label_names or ())
         document |= {
@@ -123,7 +157,9 @@ def _checkpoint(path: Path, header: Header) -> Description:
         lines.append(
             f"  {known.architecture} (from {known.origin})" + (f": {shown}" if shown else "")
         )
-    return Description(document, "\n".join(lines))
+        shapes = {own: header.tensors[n].shape for n, own in names.items()}
+        problems, checked = identity_problems(path, known, shapes)
+    return Description(document, "\n".join(lines), tuple(problems), checked)
 
 
 def _lines(m: Manifest) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..errors import BadInput
+from .inputs import remember
 
 WEIGHTS = "model.safetensors"  # in a folder of timm's layout, beside config.json
 WRAPPERS = ("module.", "model.", "_orig_mod.", "state_dict.")  # DataParallel, Lightning, compile
@@ -43,10 +44,17 @@ def checkpoint_file(path: Path) -> Path:
         found = path / WEIGHTS
         if not found.is_file():
             raise _no_checkpoint(path)
+        remember(found, *documents_of(found))
         return found
+    remember(path, *documents_of(path))
     if path.name.endswith(".safetensors.index.json") or _SHARD.search(path.name):
         raise _sharded(path, path.parent)
     return path
+
+
+def documents_of(path: Path) -> tuple[Path, Path]:
+    """Where it is written what the checkpoint ``path`` is: beside it, and in its folder."""
+    return path.with_suffix(".json"), path.parent / "config.json"
 
 
 def _no_checkpoint(folder: Path) -> BadInput:

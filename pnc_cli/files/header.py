@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput
-from .forms import conversion
+from .forms import conversion, documents_of
+from .inputs import remember
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 METADATA = "__metadata__"
@@ -85,6 +86,7 @@ def read_header(path: Path) -> Header:
 
     Raises ``BadInput`` naming the file and what is wrong with it.
     """
+    remember(path, *documents_of(path))
     try:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size

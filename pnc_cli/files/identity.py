@@ -24,6 +24,10 @@ from .header import Header
 PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
+class UnknownArchitecture(BadInput):
+    """Nothing says which architecture it is; no document is broken."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """What is known of a checkpoint's classifier; None or empty where nothing says it."""
@@ -55,13 +59,7 @@ def resolve_identity(
         known = _identity({"architecture": architecture}, flag)
     if model_args:
         known = replace(known, model_args=check_model_args(model_args, "the command's flag"))
-    for read in (
-        lambda: _from_metadata(header, path),
-        lambda: _from_json(path.with_suffix(".json")),
-        lambda: _from_json(path.parent / "config.json"),
-    ):
-        if (more := read()) is not None:
-            known = _merge(known, more)
+    known = read_documents(path, header, known)
     if known.architecture is None:
         names = own_names(path, header.tensors)
         match = find({own: header.tensors[n].shape for n, own in names.items()})
@@ -71,7 +69,23 @@ def resolve_identity(
     return known
 
 
-def _unknown(path: Path, match: Match, flag: str) -> BadInput:
+def read_documents(path: Path, header: Header, known: Identity | None = None) -> Identity:
+    """What the file's metadata and the documents beside it say of it, beyond what is ``known``.
+
+    Raises ``BadInput`` for a document that is broken.
+    """
+    known = known or Identity()
+    for read in (
+        lambda: _from_metadata(header, path),
+        lambda: _from_json(path.with_suffix(".json")),
+        lambda: _from_json(path.parent / "config.json"),
+    ):
+        if (more := read()) is not None:
+            known = _merge(known, more)
+    return known
+
+
+def _unknown(path: Path, match: Match, flag: str) -> UnknownArchitecture:
     """The error that asks for the architecture, with all that the tensors tell of it."""
     beside = path.with_suffix(".json").name
     document = f'{beside} beside it with {{"architecture": "resnet18", "label_names": [...]}}'
@@ -80,21 +94,21 @@ def _unknown(path: Path, match: Match, flag: str) -> BadInput:
             f"{n} ({', '.join(f'{k} {v}' for k, v in match.traits.get(n, {}).items())})"
             for n in match.names
         )
-        return BadInput(
+        return UnknownArchitecture(
             f"{path}: {len(match.names)} timm architectures have just these tensors, "
             f"and nothing says which it is: {listed}",
             hint=f"give {flag} {match.names[0]}, or the one it is; or write {document}",
         )
     if match.near:
         more = f" and {len(match.near) - 5} more" if len(match.near) > 5 else ""
-        return BadInput(
+        return UnknownArchitecture(
             f"{path}: nothing says which timm architecture this is; its tensors have the names of "
             f"{', '.join(match.near[:5])}{more}, but other shapes"
             + (f": {match.difference}" if match.difference else ""),
             hint=f"give {flag} {match.near[0]} with its model_args, such as img_size "
             f"({flag.replace('arch', 'args')} where there is one, or model_args in {beside})",
         )
-    return BadInput(
+    return UnknownArchitecture(
         f"{path}: nothing says which timm architecture this is, and none has tensors of these names",
         hint=f"is it a timm classifier? then give {flag} NAME, or write {document}",
     )

@@ -7,18 +7,20 @@ memory; nothing appears under the output's name before it is verified.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import BadInput, Incompatible, UsageError
 from ..manifest import PATCHED_SCHEMA, Manifest, Patched, canonical_json, parse
-from .atomic import Outputs
+from ..progress import Note, no_note
+from .atomic import Outputs, check_output
 from .clone_file import (
     MANIFEST_KEY,
     TARGET_HEADER_KEY,
     Clone,
+    check_ending,
     open_clone,
     sidecar_of,
     verified_data,
@@ -26,48 +28,66 @@ from .clone_file import (
 from .digest import TensorDigest, combined_sha256, file_sha256
 from .forms import checkpoint_file
 from .header import TensorEntry, format_header
+from .inputs import one_reading, remember
 from .layout import end_of, lay_out, padding
 from .opened import RESERVED, Checkpoint, _target_data, open_checkpoint
+from .renames import Given, Renames, how_to_rename, renamed
+from .restored import describe_restored, drop_stale_manifest
 
 
+@one_reading
 def inject(
     target: Path,
     clones: Sequence[Path],
     output: Path,
     *,
-    rename: dict[str, str] | None = None,
+    rename: Renames | None = None,
     force: bool = False,
 ) -> Patched:
     """Writes ``target`` with the ``clones`` applied to ``output``; returns its manifest.
 
-    ``target`` may be patched already; ``rename`` maps labels of the new clones to other names.
+    ``target`` may be patched already; ``rename`` maps labels of the new clones to other names
+    (:mod:`.renames`).
     Raises ``Incompatible`` for a clone of another target, a clone that is there already, and a
     label that is taken; nothing has been written then.
     """
     target = checkpoint_file(target)
-    sidecars = [p.with_suffix(".json") for p in (target, *clones)]
-    with Outputs(force=force, inputs=[target, *clones, *sidecars]) as outputs:
+    remember(*clones, *(p.with_suffix(".json") for p in clones))
+    check_output(output, force=force)
+    sidecar = sidecar_of(output)
+    with Outputs(force=force) as outputs:
         f = outputs.open(output)
         checkpoint = open_checkpoint(target)
-        new = _renamed([open_clone(p) for p in clones], rename or {})
-        check_fit(checkpoint, new)
+        given = [open_clone(p) for p in clones]
+        new = renamed(given, rename or {})
+        check_fit(checkpoint, new, labels=[c.manifest.labels for c in given])
         sha256 = checkpoint.target_sha256 or file_sha256(target)
         patched = _write(f, checkpoint, [*checkpoint.clones, *new], sha256)
-        outputs.open(sidecar_of(output)).write(canonical_json(patched))
+        outputs.open(sidecar, beside=output).write(canonical_json(patched))
     return patched
 
 
+@one_reading
 def eject(
-    path: Path, output: Path, *, names: Sequence[str] | None = None, force: bool = False
+    path: Path,
+    output: Path,
+    *,
+    names: Sequence[str] | None = None,
+    force: bool = False,
+    note: Note = no_note,
 ) -> Patched | None:
     """Writes ``path`` without the named clones (all if None) to ``output``.
 
-    With no clone left the output is the target file, byte for byte, and None is returned.
+    With no clone left the output is the target file, byte for byte, and None is returned.  What that
+    is would then be said by documents that lie where the target was made: where the output has none
+    that say it, ``<stem>.json`` does, from the manifest (:mod:`.restored`), and ``note`` is told.
     Raises ``UsageError`` for a name that is not in it, ``BadInput`` for a file that is not patched
     or cannot give the target back.
     """
     path = checkpoint_file(path)
-    with Outputs(force=force, inputs=[path]) as outputs:
+    check_output(output, force=force)
+    check_ending(output)
+    with Outputs(force=force) as outputs:
         f = outputs.open(output)
         checkpoint = open_checkpoint(path)
         present = [c.name for c in checkpoint.clones]
@@ -81,25 +101,15 @@ def eject(
         left = [c for c in checkpoint.clones if names is not None and c.name not in names]
         if left:
             patched = _write(f, checkpoint, left, checkpoint.target_sha256)
-            outputs.open(sidecar_of(output)).write(canonical_json(patched))
+            outputs.open(sidecar_of(output), beside=output).write(canonical_json(patched))
             return patched
         f.write(checkpoint.target.raw)
         for chunk in _target_data(checkpoint, checkpoint.target_sha256):
             f.write(chunk)
-    if output.with_suffix(".json").resolve() != path.with_suffix(".json").resolve():
-        _drop_stale_sidecar(output)
+        known = describe_restored(outputs, checkpoint, output, force=force, note=note)
+    if not known:
+        drop_stale_manifest(output)
     return None
-
-
-def _drop_stale_sidecar(output: Path) -> None:
-    """Removes the manifest of a patched checkpoint that a plain target has just replaced."""
-    sidecar = output.with_suffix(".json")
-    if sidecar.is_file() and PATCHED_SCHEMA.encode() in sidecar.read_bytes():
-        try:
-            parse(sidecar.read_bytes(), Patched, str(sidecar))
-        except BadInput:  # not ours after all
-            return
-        sidecar.unlink()
 
 
 def _write(f: BinaryIO, checkpoint: Checkpoint, clones: list[Clone], target_sha256: str) -> Patched:
@@ -135,27 +145,22 @@ def _write(f: BinaryIO, checkpoint: Checkpoint, clones: list[Clone], target_sha2
     return patched
 
 
-def _renamed(clones: list[Clone], rename: dict[str, str]) -> list[Clone]:
-    known = {label for c in clones for label in c.manifest.labels}
-    for label in rename:
-        if label not in known:
-            raise UsageError(
-                f"--rename {label}=…: no clone has a class '{label}'",
-                hint="classes are: " + ", ".join(sorted(known)),
-            )
-    return [replace(c, manifest=c.manifest.renamed(rename)) for c in clones]
-
-
 def check_fit(
-    checkpoint: Checkpoint, clones: Sequence[Clone], found: dict[str, TensorDigest] | None = None
+    checkpoint: Checkpoint,
+    clones: Sequence[Clone],
+    found: dict[str, TensorDigest] | None = None,
+    *,
+    labels: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Whether ``clones`` can be added: made for this target, and with names and labels to spare.
 
-    ``found`` are the target's digests, where they are known.  Raises ``Incompatible``.
+    ``found`` are the target's digests, where they are known; ``labels`` those that the clones came
+    with, where they were renamed.  Raises ``Incompatible``.
     """
     if clones:
         _check_target(checkpoint, clones, found or checkpoint.target_digests())
-        _check_together([*checkpoint.clones, *clones])
+        came = labels or [c.manifest.labels for c in clones]
+        _check_together(checkpoint, list(zip(clones, came)))
 
 
 def _check_target(
@@ -186,15 +191,29 @@ def _first_difference(manifest: Manifest, found: dict[str, TensorDigest]) -> str
     return "the digests of all tensors together differ"
 
 
-def _check_together(clones: list[Clone]) -> None:
+def _check_together(checkpoint: Checkpoint, given: Given) -> None:
     """Names and labels must be unique across the target and all clones."""
+    new = [c for c, _ in given]
+    clones, target = [*checkpoint.clones, *new], shlex.quote(str(checkpoint.path))
+    every = {label for c in clones for label in c.manifest.labels}
+    every |= set(clones[0].manifest.target.label_names)
     taken = {label: "the target" for label in clones[0].manifest.target.label_names}
     names: set[str] = set()
     for clone in clones:
-        if clone.name in names:
+        if clone.name in names and clone.name in {c.name for c in checkpoint.clones}:
             raise Incompatible(
                 f"{clone.path}: clone '{clone.name}' is in the checkpoint already",
-                hint=f"take it off first: pnc eject --name {clone.name}",
+                hint=f"take that off first: pnc eject {target} --name {clone.name} "
+                "-o without.safetensors",
+            )
+        if clone.name in names:
+            first = next(c.path for c in new if c.name == clone.name)
+            if first.resolve() == clone.path.resolve():
+                raise UsageError(f"{clone.path}: given twice", hint="leave one of them out")
+            raise Incompatible(
+                f"{clone.path}: is called '{clone.name}', as the clone in {first} is",
+                hint="make one of them again under another name: pnc clone … "
+                f"--name {clone.name}_2",
             )
         names.add(clone.name)
         for label in clone.manifest.labels:
@@ -202,6 +221,6 @@ def _check_together(clones: list[Clone]) -> None:
                 raise Incompatible(
                     f"{clone.path}: class '{label}' of clone '{clone.name}' is a label of "
                     f"{taken[label]} already",
-                    hint=f"inject it under another name: --rename {label}={label}_2",
+                    hint=how_to_rename(clone, label, every, checkpoint.path, given),
                 )
             taken[label] = f"clone '{clone.name}'"

@@ -19,7 +19,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from ..errors import BadInput, Incompatible, UsageError
+from ..errors import BadInput, Incompatible, UsageError, in_words
 from ..files.digest import TensorDigest, combined_sha256, read_digested
 from ..files.header import TensorEntry
 from ..files.identity import Identity, resolve_identity
@@ -215,7 +215,7 @@ def _create(
         )
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
         raise BadInput(
-            f"{where}: timm cannot build '{name}' with model_args {args}: {e}",
+            f"{where}: timm cannot build '{name}' with model_args {args}: {in_words(e)}",
             hint="model_args must be arguments of that architecture in timm",
         ) from e
 

@@ -31,7 +31,8 @@ class Module(nn.Module):
         self.classes = list(columns)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        pre, logits = self.part(features)
+        # not self.part(…), where FX prints what goes wrong: it may be expected to
+        pre, logits = self.part.forward(features)
         return as_vector(pre), logits[:, self.columns]
 
 

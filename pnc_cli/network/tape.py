@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..errors import Incompatible
+from ..errors import Incompatible, in_words
 from ..manifest import Layout
 from .flops import count_flops
 from .layout import layout_of_shape
@@ -46,7 +46,7 @@ def observe(model: nn.Module, input_size: tuple[int, int, int]) -> Outline:
     except Exception as e:  # networks raise what they like
         raise Incompatible(
             f"the network {type(model).__name__} does not run on a batch of images of size "
-            f"{tuple(input_size)}: {type(e).__name__}: {e}",
+            f"{tuple(input_size)}: {type(e).__name__}: {in_words(e)}",
             hint="is the input_size of the checkpoint's document right?",
         ) from e
     return Outline(model, tuple(_positions(model, tape, input_size)), tape.macs)

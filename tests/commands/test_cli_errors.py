@@ -24,6 +24,7 @@ from support.handmade import (
 )
 
 from pnc_cli.cli import COMMANDS
+from pnc_cli.files.header import read_header
 from pnc_cli.files.patch import inject
 
 INJECT = ["inject", "t.safetensors", "c.safetensors", "-o", "out.safetensors"]
@@ -97,7 +98,7 @@ TABLE = {
     "a file that is not there": (nothing, ["info", "no.safetensors"], 3, "no.safetensors: no such file", "FILE is a .safetensors file"),
     "no file at all": (nothing, ["info"], 2, "Missing argument 'FILE'", "pnc info FILE"),
     "a rename without =": (nothing, [*INJECT, "--rename", "frog"], 2, "--rename 'frog'", "--rename old=new"),
-    "a rename of no class": (nothing, [*INJECT, "--rename", "dog=wolf"], 2, "no clone has a class 'dog'", "classes are: frog"),
+    "a rename of no class": (nothing, [*INJECT, "--rename", "dog=wolf"], 2, "no clone has a class 'dog'", "classes are, with their clones: frog (frogs)"),
     "a name that is not in it": (nothing, [*EJECT, "--name", "cats"], 2, "has no clone 'cats'", "it has: frogs"),
     # outputs
     "an output that exists": (write("out.safetensors", b"x"), INJECT, 2, "out.safetensors: exists", "--force"),
@@ -128,7 +129,7 @@ TABLE = {
     "a pickle": (write("t.safetensors", b"\x80\x04\x95" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens; convert it where you trust it: python -c"),
     "a zipped pickle": (write("c.safetensors", b"PK\x03\x04" + bytes(100)), INJECT, 3, "not a safetensors file", "PyTorch pickle, which pnc never opens"),
     "a clone with a changed byte": (lambda d: flip(d / "c.safetensors", -1), INJECT, 3, "clone 'frogs' is corrupt", "fetch or make the clone again"),
-    "a patched file with a changed byte": (lambda d: flip(d / "p.safetensors", -70), EJECT, 3, "is not what was patched", "inject into the original target again"),
+    "a patched file with a changed byte": (lambda d: flip(d / "p.safetensors", read_header(d / "p.safetensors").data_start), EJECT, 3, "is not what was patched", "inject into the original target again"),
     # manifests
     "a manifest of a newer version": (manifest(lambda m: m.update(schema="pnc.clone/2")), INJECT, 3, "manifest is 'pnc.clone/2', this pnc reads 'pnc.clone/1'", "upgrade pnc"),
     "a manifest with an unknown field": (manifest(lambda m: m.update(colour="red")), INJECT, 3, "colour", None),
@@ -146,10 +147,10 @@ TABLE = {
     # what does not fit together
     "other weights": (nothing, ["inject", "w.safetensors", *INJECT[2:]], 4, "tensor 'fc.bias' is BF16 [5]", "give the target it was made for"),
     "another architecture": (nothing, ["inject", "v.safetensors", *INJECT[2:]], 4, "tensor 'blocks.0.weight' is not in its target, a resnet18", "give the target it was made for"),
-    "the same clone twice": (nothing, ["inject", "p.safetensors", *INJECT[2:]], 4, "clone 'frogs' is in the checkpoint already", "pnc eject --name frogs"),
-    "the same clone twice at once": (nothing, [*INJECT[:3], "c.safetensors", *INJECT[3:]], 4, "clone 'frogs' is", "pnc eject --name frogs"),
-    "a label of the target": (relabel("c.safetensors", labels=["red"]), INJECT, 4, "'red' of clone 'frogs' is a label of the target already", "--rename red=red_2"),
-    "a label of another clone": (relabel("d.safetensors", name="d"), ["inject", "p.safetensors", "d.safetensors", *INJECT[3:]], 4, "a label of clone 'frogs' already", "--rename frog=frog_2"),
+    "the same clone twice": (nothing, ["inject", "p.safetensors", *INJECT[2:]], 4, "clone 'frogs' is in the checkpoint already", "pnc eject p.safetensors --name frogs -o without.safetensors"),
+    "the same clone twice at once": (nothing, [*INJECT[:3], "c.safetensors", *INJECT[3:]], 2, "c.safetensors: given twice", "leave one of them out"),
+    "a label of the target": (relabel("c.safetensors", labels=["red"]), INJECT, 4, "'red' of clone 'frogs' is a label of the target already", "pnc inject t.safetensors c.safetensors --rename frogs:red=red_2 -o patched.safetensors"),
+    "a label of another clone": (relabel("d.safetensors", name="d"), ["inject", "p.safetensors", "d.safetensors", *INJECT[3:]], 4, "a label of clone 'frogs' already", "--rename d:frog=frog_2"),
 }  # fmt: skip
 
 

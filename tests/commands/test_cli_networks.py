@@ -196,16 +196,23 @@ def test_a_cloned_class_may_get_another_label(files):
     assert cloned == {"name": "golden", "source_name": "yellow", "source_index": 1, "position": 0}
 
 
-@pytest.mark.parametrize("floor, code", [("joint_accuracy=0.5", 0), ("joint_accuracy=1.01", 1)])
-def test_fail_under_makes_eval_a_gate(made, tmp_path, floor, code):
-    args = ["eval", made.patched, "--data", made.test, "--fail-under", floor]
+@pytest.mark.parametrize(
+    "gate, code",
+    [
+        (("--fail-under", "joint_accuracy=0.5", "--fail-over", "latency=100"), 0),
+        (("--fail-under", "joint_accuracy=0.5", "--fail-over", "parameters=0"), 1),
+        (("--fail-over", "latency=0ms"), 1),
+    ],
+)
+def test_bounds_make_eval_a_gate(made, tmp_path, gate, code):
+    args = ["eval", made.patched, "--data", made.test, *gate]
     plain, ran = pnc_forked(*args, cwd=tmp_path), pnc_forked(*args, "--json", cwd=tmp_path)
     assert plain.code == ran.code == code
     assert plain.out.startswith("on 100 images")
     assert ran.json["ok"] is (code == 0) and ran.json["images"] == 100
     if code:
         assert ran.json["error"]["code"] == "check_failed"
-        assert ran.json["error"]["message"].endswith("required 1.01")
+        assert ran.json["error"]["message"].endswith("at most 0")
         assert ran.json["error"]["message"] in ran.err
 
 
@@ -291,8 +298,8 @@ TABLE = {
     "an empty folder": (lambda d: (d / "other").mkdir(), ELSEWHERE, 3, "other: no ", "one sub-folder a class"),
     "a folder of text": (both(lambda d: (d / "other" / "x").mkdir(parents=True), lambda d: (d / "other" / "x" / "a.txt").write_text("a")), ELSEWHERE, 3, "other: no ", "one sub-folder a class"),
     "a clone class without images": (lambda d: shutil.rmtree(d / "data" / "purple"), [*CLONE, "-c", "yellow,purple"], 3, "no images of clone class 'purple'", "found: green, red, yellow"),
-    "an image that does not decode": (spoil_image(b"no image"), CLONE, 3, "yellow/3.png: does not decode as an image", "--skip-bad"),
-    "the same in eval": (spoil_image(b""), EVAL, 3, "yellow/3.png: does not decode as an image", "--skip-bad"),
+    "an image that does not decode": (spoil_image(b"no image"), CLONE, 3, "yellow/3.png: does not decode as an image: no kind of image", "--skip-bad"),
+    "the same in eval": (spoil_image(b""), EVAL, 3, "yellow/3.png: does not decode as an image: the file is empty", "--skip-bad"),
     # checkpoints
     "nothing says the architecture": (lambda d: (d / "source.json").unlink(), CLONE, 3, "nothing says which timm architecture", "--source-arch NAME"),
     "a hub address as flag": (nothing, [*CLONE, "--target-arch", "hf-hub:x/y"], 3, "'hf-hub:x/y' is not a plain timm name", None),
@@ -316,7 +323,7 @@ TABLE = {
     "a device that is not there": (nothing, [*SEARCH, "--device", "cuda:99"], 2, "--device cuda:99", "cpu works everywhere"),
     "an unknown figure": (nothing, [*EVAL, "--fail-under", "beauty=1"], 2, "no figure 'beauty'", "joint_accuracy"),
     "an averaging there is not": (nothing, [*EVAL, "--tta", "flip"], 2, "--tta 'flip'", "--tta mirror"),
-    "a figure that is no number": (nothing, [*EVAL, "--fail-under", "locality=nan"], 2, "--fail-under 'locality=nan'", "joint_accuracy=0.7"),
+    "a figure that is no number": (nothing, [*EVAL, "--fail-under", "locality=nan"], 2, "--fail-under 'locality=nan'", "--fail-under locality=0.5"),
     "an output that exists": (lambda d: (d / "out.safetensors").touch(), CLONE, 2, "out.safetensors: exists", "--force"),
     "an output in no folder": (nothing, [*SEARCH, "-o", "no/plan.json"], 2, "does not exist", "mkdir -p"),
 }  # fmt: skip

@@ -110,7 +110,7 @@ def test_a_document_that_is_not_ours_is_never_replaced(tmp_path):
 
 
 def test_an_output_called_json_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="cannot be called .json"):
+    with pytest.raises(UsageError, match="is not called .safetensors"):
         sidecar_of(tmp_path / "c.json")
 
 

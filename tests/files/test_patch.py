@@ -72,7 +72,8 @@ def test_eject_gives_any_target_file_back_and_a_plus_b_minus_a_is_b(
     for name, made in (("a", a), ("b", b)):
         make_clone(tmp_path / f"{name}.safetensors", path, tensors=made, name=name, labels=[name])
     files = {
-        n: tmp_path / f"{n}.st" for n in ("a+b", "b+a", "only b", "minus a", "back", "back too")
+        n: tmp_path / f"{n}.safetensors"
+        for n in ("a+b", "b+a", "only b", "minus a", "back", "back too")
     }
     both = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     inject(path, both, files["a+b"], force=True)
@@ -111,9 +112,9 @@ def patched(tmp_path, target, clone, other):
 
 
 def test_injecting_one_after_the_other_is_injecting_both(tmp_path, target, clone, other, patched):
-    inject(target, [clone], tmp_path / "one.st")
-    inject(tmp_path / "one.st", [other], tmp_path / "two.st")
-    assert (tmp_path / "two.st").read_bytes() == patched.read_bytes()
+    inject(target, [clone], tmp_path / "one.safetensors")
+    inject(tmp_path / "one.safetensors", [other], tmp_path / "two.safetensors")
+    assert (tmp_path / "two.safetensors").read_bytes() == patched.read_bytes()
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "p.json").read_bytes()
 
 
@@ -147,11 +148,13 @@ def test_the_sidecar_is_the_embedded_manifest(patched):
 
 
 def test_a_renamed_label_is_what_the_patched_file_says(tmp_path, target, clone):
-    patched = inject(target, [clone], tmp_path / "p.st", rename={"cat": "tom"})
+    patched = inject(target, [clone], tmp_path / "p.safetensors", rename={"cat": "tom"})
     assert patched.clones[0].labels == ["tom"]
-    assert [c.manifest.labels for c in open_checkpoint(tmp_path / "p.st").clones] == [["tom"]]
-    eject(tmp_path / "p.st", tmp_path / "back")
-    assert sha256(tmp_path / "back") == sha256(target)
+    assert [c.manifest.labels for c in open_checkpoint(tmp_path / "p.safetensors").clones] == [
+        ["tom"]
+    ]
+    eject(tmp_path / "p.safetensors", tmp_path / "back.safetensors")
+    assert sha256(tmp_path / "back.safetensors") == sha256(target)
 
 
 def refused(tmp_path, error, message, call):
@@ -170,7 +173,7 @@ def test_a_clone_for_other_weights_is_refused_naming_the_tensor(tmp_path, clone)
         tmp_path,
         Incompatible,
         r"tensor 'fc.bias' is BF16 \[5\] \w{16}, expected BF16 \[5\] \w{16}",
-        lambda: inject(trained, [clone], tmp_path / "p.st"),
+        lambda: inject(trained, [clone], tmp_path / "p.safetensors"),
     )
     assert hint.startswith("give the target it was made for")
 
@@ -196,7 +199,9 @@ def test_a_clone_for_another_architecture_is_refused_naming_the_tensor(
     tensors = target_tensors()
     change(tensors)
     wrong = make_target(tmp_path / "wrong.safetensors", tensors)
-    refused(tmp_path, Incompatible, message, lambda: inject(wrong, [clone], tmp_path / "p.st"))
+    refused(
+        tmp_path, Incompatible, message, lambda: inject(wrong, [clone], tmp_path / "p.safetensors")
+    )
 
 
 def test_the_same_clone_twice_is_refused(tmp_path, target, clone, patched):
@@ -204,14 +209,14 @@ def test_the_same_clone_twice_is_refused(tmp_path, target, clone, patched):
         tmp_path,
         Incompatible,
         "clone 'a' is in the checkpoint already",
-        lambda: inject(patched, [clone], tmp_path / "q.st"),
+        lambda: inject(patched, [clone], tmp_path / "q.safetensors"),
     )
-    assert hint == "take it off first: pnc eject --name a"
+    assert hint == (f"take that off first: pnc eject {patched} --name a -o without.safetensors")
     refused(
         tmp_path,
-        Incompatible,
-        "clone 'a' is",
-        lambda: inject(target, [clone, clone], tmp_path / "q.st"),
+        UsageError,
+        f"{clone}: given twice",
+        lambda: inject(target, [clone, clone], tmp_path / "q.safetensors"),
     )
 
 
@@ -224,11 +229,17 @@ def test_a_label_that_is_taken_is_refused_with_the_way_to_rename(
         tmp_path,
         Incompatible,
         f"class '{label}' of clone 'c' is a label of {owner} already",
-        lambda: inject(target, [other, same], tmp_path / "p.st"),
+        lambda: inject(target, [other, same], tmp_path / "p.safetensors"),
     )
-    assert hint == f"inject it under another name: --rename {label}={label}_2"
-    inject(target, [other], tmp_path / "p.st")
-    assert inject(tmp_path / "p.st", [same], tmp_path / "q.st", rename={label: f"{label}_2"})
+    files = " ".join(map(str, (target, other, same)))
+    option = f"--rename c:{label}={label}_2"
+    assert hint == (
+        f"inject it under another label: pnc inject {files} {option} -o patched.safetensors"
+    )
+    inject(target, [other], tmp_path / "p.safetensors")
+    assert inject(
+        tmp_path / "p.safetensors", [same], tmp_path / "q.safetensors", rename={label: f"{label}_2"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,7 +253,10 @@ def test_a_label_that_is_taken_is_refused_with_the_way_to_rename(
 )
 def test_a_bad_rename_is_refused(tmp_path, target, clone, rename, error, message):
     refused(
-        tmp_path, error, message, lambda: inject(target, [clone], tmp_path / "p.st", rename=rename)
+        tmp_path,
+        error,
+        message,
+        lambda: inject(target, [clone], tmp_path / "p.safetensors", rename=rename),
     )
 
 
@@ -252,7 +266,7 @@ def test_a_corrupt_clone_is_refused(tmp_path, target, clone):
         tmp_path,
         BadInput,
         "clone 'a' is corrupt",
-        lambda: inject(target, [clone], tmp_path / "p.st"),
+        lambda: inject(target, [clone], tmp_path / "p.safetensors"),
     )
 
 
@@ -264,14 +278,17 @@ def test_a_damaged_patched_checkpoint_is_not_ejected(tmp_path, patched, names):
         tmp_path,
         BadInput,
         "the target in it is not what was patched",
-        lambda: eject(patched, tmp_path / "q.st", names=names),
+        lambda: eject(patched, tmp_path / "q.safetensors", names=names),
     )
     assert "inject into the original target again" in hint
 
 
 def test_what_is_not_patched_cannot_be_ejected(tmp_path, target):
     refused(
-        tmp_path, BadInput, "is not a patched checkpoint", lambda: eject(target, tmp_path / "q.st")
+        tmp_path,
+        BadInput,
+        "is not a patched checkpoint",
+        lambda: eject(target, tmp_path / "q.safetensors"),
     )
 
 
@@ -280,7 +297,7 @@ def test_an_unknown_clone_cannot_be_ejected(tmp_path, patched):
         tmp_path,
         UsageError,
         "has no clone 'c'",
-        lambda: eject(patched, tmp_path / "q.st", names=["a", "c"]),
+        lambda: eject(patched, tmp_path / "q.safetensors", names=["a", "c"]),
     )
     assert hint == "it has: a, b"
 
@@ -339,7 +356,7 @@ def test_a_clone_is_not_a_checkpoint(clone):
         open_checkpoint(clone)
 
 
-@pytest.mark.parametrize("output", ["t.safetensors", "a.safetensors", "a.st"])
+@pytest.mark.parametrize("output", ["t.safetensors", "a.safetensors"])
 def test_an_input_or_its_sidecar_is_never_replaced_even_with_force(tmp_path, target, clone, output):
     refused(
         tmp_path,
@@ -356,6 +373,9 @@ def test_a_target_that_replaces_a_patched_checkpoint_takes_its_manifest_away(
     inject(target, [clone], old)
     eject(patched, old, force=True)
     assert old.read_bytes() == target.read_bytes()
-    assert not old.with_suffix(".json").exists()
-    eject(patched, patched.with_suffix(".ckpt"))  # the manifest beside both is the input's
-    assert patched.with_suffix(".json").exists()
+    document = json.loads(old.with_suffix(".json").read_text())  # the target's, in its place
+    assert "schema" not in document and document["architecture"] == "resnet18"
+    patched.rename(odd := tmp_path / "p.ckpt")  # what lies beside it is an input too
+    with pytest.raises(UsageError, match="p.json: is an input"):
+        eject(odd, patched, force=True)
+    assert not patched.exists()

@@ -68,7 +68,10 @@ LIES = {
     "an even kernel": (lambda d: d["adapter"].update(kernel=2), "kernel is odd"),
     "an adapter of other size": (lambda d: d["adapter"].update(parameters=21), "adapter has 20"),
     "a join of other size": (lambda d: d["join"].update(parameters=8), "the join has 7 numbers"),
-    "a join of another kind": (lambda d: d["join"].update(kind="mixture"), "'join.weight' is missing"),
+    "a join of another kind": (
+        lambda d: d["join"].update(kind="mixture"),
+        "'join.weight' is missing",
+    ),
     "a join of other features": (
         lambda d: d["join"].update(branch_features=5),
         r"'join.mean_weight' has shape \[4\], expected \[5\]",
