@@ -371,11 +371,12 @@ def evaluate(
     from . import evaluation
     from .branch.patched import preprocessing_of
     from .data import choose, open_images, read_images
+    from .network.load import check_distinct
 
     on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
         where = device or "cpu"
-        model = load(checkpoint, on_top, arch=arch, args=args, device=where, tta=tta)
+        model = load(checkpoint, on_top, arch=arch, args=args, device=where, tta=tta, note=note)
     elif on_top or (tta, device, arch, args) != (None, None, None, None):
         raise UsageError(
             "clone, tta, device, arch and args say how a file is loaded, but a loaded network was given",
@@ -383,6 +384,9 @@ def evaluate(
         )
     else:
         model = checkpoint
+    check_distinct(
+        checkpoint if isinstance(checkpoint, str | Path) else "the model", model.label_names
+    )
     source = open_images(str(data))
     chosen = choose(source, model.label_names, limit_per_class or None, seed)
     images = read_images(
@@ -411,14 +415,19 @@ def load(
     args: dict[str, Any] | None = None,
     device: str = "cpu",
     tta: str | None = None,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    note: Note = no_note,
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an ordinary ``nn.Module``.
 
     It is in eval mode, has ``label_names``, ``num_classes`` and ``pretrained_cfg``, and puts out
     the target's logits first, bit for bit, then the clones'.  ``arch`` and ``args`` say what the
-    target is where its file does not.  With ``tta="mirror"`` the clones' logits are of each image
+    target is where its file does not (``architecture`` and ``model_args``, the words of its
+    documents, are the same).  With ``tta="mirror"`` the clones' logits are of each image
     and its mirror image, for a second pass of target and clones; the target's stay those of the
-    image as it is.  Nothing is written.
+    image as it is.  ``note`` is called with what was assumed of the target's file or passed over in
+    it.  Nothing is written.
 
     >>> import pnc_cli, timm
     >>> model = pnc_cli.load("target.safetensors", clones="clone.safetensors")
@@ -432,10 +441,11 @@ def load(
     return patched.load(
         Path(target),
         paths(clones),
-        architecture=arch,
-        model_args=args,
+        architecture=arch or architecture,
+        model_args=args or model_args,
         device=str(check_device(device)),
         tta=tta,
+        note=note,
     )
 
 

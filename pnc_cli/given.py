@@ -85,6 +85,8 @@ def load_task(
     for what, network in (("source", source), ("target", target)):
         known = f"{network.ref.architecture}, {len(network.labels)} classes"
         note(f"{what}: {known} ({network.path.name})")
+        for remark in network.remarks:
+            note(remark)
     note("clone classes: " + ", ".join(c.name for c in wanted))
     if task.images is not None:
         new = int(task.is_new.sum())

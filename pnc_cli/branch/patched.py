@@ -24,6 +24,7 @@ from ..network.load import Network, build_architecture, load_network
 from ..network.part import Module, _part, resize
 from ..network.record import recording
 from ..network.tensors import read_tensors
+from ..progress import Note, no_note
 from .adapter import Adapter
 from .compensation import Compensation
 from .join import Join, from_tensors
@@ -138,11 +139,14 @@ def load(
     model_args: dict[str, Any] | None = None,
     device: str = "cpu",
     tta: str | None = None,
+    note: Note = no_note,
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an eval-mode ``nn.Module``.
 
     ``architecture`` and ``model_args`` say what the target is where its file does not; ``tta``,
-    None or "mirror", is :class:`PatchedModel`'s.  Nothing is written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
+    None or "mirror", is :class:`PatchedModel`'s; ``note`` is called with what was assumed of the
+    target's file or passed over in it.  Nothing is written.  The module has ``label_names``,
+    ``num_classes`` and ``pretrained_cfg``:
 
         model = pnc_cli.load("patched.safetensors")
         config = timm.data.resolve_model_data_config(model)
@@ -155,6 +159,8 @@ def load(
     target = Path(target)
     checkpoint = open_checkpoint(target)
     network = load_network(target, architecture=architecture, model_args=model_args)
+    for remark in network.remarks:
+        note(remark)
     extra = [open_clone(Path(p)) for p in clones]
     check_fit(checkpoint, extra, network.digests)
     every = [*checkpoint.clones, *extra]
