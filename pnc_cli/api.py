@@ -31,7 +31,7 @@ from .given import (
     check_plan,
     load_task,
     names,
-    note_pool,
+    note_clone,
     numbers,
     paths,
     read_plan,
@@ -107,8 +107,7 @@ def search(
     if output is not None:
         check_output(output := Path(output), force=force, inputs=inputs)
     if plot is not None:
-        check_plot(plot := Path(plot))
-        check_output(plot, force=force, inputs=inputs)
+        check_output(check_plot(plot := Path(plot)), force=force, inputs=inputs)
 
     from .placement.grid import make_grid
 
@@ -195,8 +194,7 @@ def clone(
     >>> manifest.cost.macs <= manifest.cost.target_macs
     True
     """
-    asked = {"share": share, "resolution": resolution, "plan": plan}
-    check_alone("whole", whole, **asked)
+    check_alone("whole", whole, **(asked := dict(share=share, resolution=resolution, plan=plan)))
     asked |= {"max-macs": max_macs, "max-params": max_params, "max-bytes": max_bytes}
     check_alone("head-only", head_only, **asked, tap=tap, cut=cut, whole=whole or None)
     source, target = checkpoint_file(Path(source)), checkpoint_file(Path(target))
@@ -249,7 +247,7 @@ def clone(
     note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
-    note_pool(manifest.method, note)
+    note_clone(manifest, note)
     if output is not None:
         write_clone(output, manifest, tensors, force=force, inputs=inputs)
     return manifest
@@ -371,12 +369,11 @@ def evaluate(
     from . import evaluation
     from .branch.patched import preprocessing_of
     from .data import choose, open_images, read_images
-    from .network.load import check_distinct
 
     on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
-        where = device or "cpu"
-        model = load(checkpoint, on_top, arch=arch, args=args, device=where, tta=tta, note=note)
+        how: dict[str, Any] = {"arch": arch, "args": args, "device": device or "cpu", "tta": tta}
+        model = load(checkpoint, on_top, **how, note=note)
     elif on_top or (tta, device, arch, args) != (None, None, None, None):
         raise UsageError(
             "clone, tta, device, arch and args say how a file is loaded, but a loaded network was given",
@@ -384,9 +381,6 @@ def evaluate(
         )
     else:
         model = checkpoint
-    check_distinct(
-        checkpoint if isinstance(checkpoint, str | Path) else "the model", model.label_names
-    )
     source = open_images(str(data))
     chosen = choose(source, model.label_names, limit_per_class or None, seed)
     images = read_images(
@@ -436,14 +430,13 @@ def load(
     True
     """
     from .branch import patched
-    from .network.load import check_device
 
     return patched.load(
         Path(target),
         paths(clones),
         architecture=arch or architecture,
         model_args=args or model_args,
-        device=str(check_device(device)),
+        device=device,
         tta=tta,
         note=note,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from .branch.patched import PatchedModel, answer, preprocessing_of
 from .data import Images
 from .manifest import Manifest
+from .network.load import check_distinct
 
 BINS = 15  # of the calibration error
 
@@ -124,7 +125,11 @@ class Verdicts:
 
 
 def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
-    """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`)."""
+    """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`).
+
+    Raises ``BadInput`` for a label of two classes.
+    """
+    check_distinct("the model", model.label_names)
     verdicts, labels, skipped = [], [], 0
     for part in images:
         skipped += part.skipped

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BadInput, Incompatible, UsageError
 from .limits import Limits
-from .manifest import CLONE_NAME, Method, parse
+from .manifest import CLONE_NAME, Manifest, parse
 from .plan import Plan
 from .progress import Note, Progress, duration
+from .remarks import known_as
 
 if TYPE_CHECKING:
     from .branch.task import Task
@@ -121,9 +122,12 @@ def _of_pool(task: Task, pool: ImageSource) -> str:
     )
 
 
-def note_pool(method: Method, note: Note) -> None:
-    """Notes it where unlabelled images are mostly of clone classes, which tells little of others."""
-    share = method.unlabelled_new
+def note_clone(manifest: Manifest, note: Note) -> None:
+    """Notes it where clone classes may be the target's own, and where unlabelled images are mostly
+    of clone classes, which tells little of others."""
+    for sentence in known_as(manifest.measured.known_already):
+        note(sentence)
+    share = manifest.method.unlabelled_new
     if share is not None and share > MOSTLY_NEW:
         note(
             f"of the unlabelled images {share:.0%} look like clone classes: they tell little of "

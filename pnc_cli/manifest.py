@@ -20,7 +20,7 @@ import msgspec
 
 from .errors import BadInput
 from .plan import Plan
-from .schema import Kind, Label, Natural, Sha256, Strict
+from .schema import Kind, KnownAs, Label, Natural, Sha256, Strict
 
 CLONE_SCHEMA: Final = "pnc.clone/1"
 PATCHED_SCHEMA: Final = "pnc.patched/1"
@@ -200,6 +200,8 @@ class Measured(Strict, frozen=True, omit_defaults=True):
     joint_accuracy: float | None
     locality: float | None
     without_originals: WithoutOriginals | None = None  # where no original image was given
+    # clone classes whose images the target answers with one of its own, nearly all of them
+    known_already: list[KnownAs] = msgspec.field(default_factory=list)
 
 
 class Cost(Strict, frozen=True):

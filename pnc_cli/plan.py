@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from .schema import Label, Natural, Sha256, Strict
+from msgspec import UNSET, UnsetType
+
+from .schema import KnownAs, Label, Natural, Sha256, Strict
 
 NOTHING: Final = "-"  # tap and cut of a clone without a copied part
 
@@ -127,6 +129,8 @@ class Plan(Strict, frozen=True):
     error: float | None = None
     floor_error: float | None = None
     best: Natural | None = None  # index of what the chosen one falls short of (None: of nothing)
+    # clone classes whose images the target answers with one of its own; left out where there are none
+    known_already: list[KnownAs] | UnsetType = UNSET
 
     @property
     def held_against(self) -> Candidate | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .manifest import Manifest
 from .plan import Candidate, Plan
+from .schema import KnownAs
 
 MOST_LOST = 0.38  # share of original images that a clone made without any has taken, at the worst
 
@@ -56,6 +59,16 @@ def unsure(m: Manifest) -> list[str]:
             "--unlabelled DIR with images of whatever the target is used on"
         )
     return found
+
+
+def known_as(known: Sequence[KnownAs]) -> list[str]:
+    """A sentence on each clone class that may be one of the target's under another name."""
+    return [
+        f"the target by itself answers '{k.label}' for {k.share:.0%} of the {k.images} images of "
+        f"'{k.name}': where the two are one class under two names, leave it out of --classes; "
+        f"where they are not, '{k.label}' and '{k.name}' are the pair to check with pnc eval"
+        for k in known
+    ]
 
 
 def head_only_of(plan: Plan) -> Candidate | None:

@@ -90,7 +90,8 @@ def _no_such_tag(path: Path, name: str, tag: str, identity: Identity) -> BadInpu
 
 def assumed(path: Path, found: Architecture, identity: Identity, how: Preprocessing) -> list[str]:
     """A sentence on the preprocessing where no document says it, and no tag."""
-    missing = [k for k in VIEW if k not in identity.preprocessing]
+    said = {*identity.preprocessing, *(["input_size"] if "img_size" in identity.model_args else [])}
+    missing = [k for k in VIEW if k not in said]
     if not missing or found.tag:
         return []
     tag = found.cfg.get("tag")
