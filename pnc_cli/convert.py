@@ -37,8 +37,8 @@ def convert(path: Path, output: Path) -> str:
     if output.exists():
         raise UsageError(f"{output}: exists", hint="give another name for the safetensors file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as f, torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(f, map_location="cpu", weights_only=True)
     except OSError as e:
         raise BadInput(f"{path}: cannot be read: {e.strerror or e}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:

@@ -65,8 +65,7 @@ def known_as(known: Sequence[KnownAs]) -> list[str]:
     """A sentence on each clone class that may be one of the target's under another name."""
     return [
         f"the target by itself answers '{k.label}' for {k.share:.0%} of the {k.images} images of "
-        f"'{k.name}': where the two are one class under two names, leave it out of --classes; "
-        f"where they are not, '{k.label}' and '{k.name}' are the pair to check with pnc eval"
+        f"'{k.name}': the same class under another name? then leave it out of --classes"
         for k in known
     ]
 
