@@ -19,10 +19,10 @@ from pnc_cli.branch.known import known_already
     ],
 )
 def test_nearly_all_images_of_a_class_by_one_label_and_for_sure(answers, scale, found):
-    target = SimpleNamespace(labels=["cat", "dog"])
+    target = SimpleNamespace(labels=["cat", "dog", "bird"])
     classes = [SimpleNamespace(name="frog")]
     task = SimpleNamespace(
         target=target, classes=classes, old=2, ids=torch.full((len(answers),), 2)
     )
-    z = scale * torch.nn.functional.one_hot(torch.tensor(answers), 2).float()
+    z = scale * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
     assert [(k.name, k.label, k.share) for k in known_already(task, z)] == found
