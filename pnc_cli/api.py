@@ -36,7 +36,7 @@ from .given import (
     held_against_its_architecture,
     load_task,
     names,
-    note_pool,
+    note_clone,
     paths,
     say_how_long,
     say_matched,
@@ -261,7 +261,7 @@ def clone(
     note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
-    note_pool(manifest.method, note)
+    note_clone(manifest, note)
     if output is not None:
         write_clone(Path(output), manifest, tensors, force=force)
     return manifest
@@ -386,8 +386,8 @@ def evaluate(
 
     on_top = paths(clone)
     if isinstance(checkpoint, str | Path):
-        where = device or "cpu"
-        model = load(checkpoint, on_top, arch=arch, args=args, device=where, tta=tta)
+        how: dict[str, Any] = {"arch": arch, "args": args, "device": device or "cpu", "tta": tta}
+        model = load(checkpoint, on_top, **how, note=note)
     elif on_top or (tta, device, arch, args) != (None, None, None, None):
         raise UsageError(
             "clone, tta, device, arch and args say how a file is loaded, but a loaded network was given",
@@ -412,14 +412,19 @@ def load(
     args: dict[str, Any] | None = None,
     device: str = "cpu",
     tta: str | None = None,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    note: Note = no_note,
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an ordinary ``nn.Module``.
 
     It is in eval mode, has ``label_names``, ``num_classes`` and ``pretrained_cfg``, and puts out
     the target's logits first, bit for bit, then the clones'.  ``arch`` and ``args`` say what the
-    target is where its file does not.  With ``tta="mirror"`` the clones' logits are of each image
+    target is where its file does not (``architecture`` and ``model_args``, the words of its
+    documents, are the same).  With ``tta="mirror"`` the clones' logits are of each image
     and its mirror image, for a second pass of target and clones; the target's stay those of the
-    image as it is.  Nothing is written.
+    image as it is.  ``note`` is called with what was assumed of the target's file or passed over in
+    it.  Nothing is written.
 
     >>> import pnc_cli, timm
     >>> model = pnc_cli.load("target.safetensors", clones="clone.safetensors")
@@ -428,15 +433,15 @@ def load(
     True
     """
     from .branch import patched
-    from .network.load import check_device
 
     return patched.load(
         Path(target),
         paths(clones),
-        architecture=arch,
-        model_args=args,
-        device=str(check_device(device)),
+        architecture=arch or architecture,
+        model_args=args or model_args,
+        device=device,
         tta=tta,
+        note=note,
     )
 
 

@@ -13,6 +13,7 @@ from .branch.patched import PatchedModel, answer, labels_in, preprocessing_of
 from .data import Images, ImageSource, Reconciled, choose, read_images
 from .errors import BadInput
 from .manifest import Manifest
+from .network.load import check_distinct
 from .progress import Progress
 
 BINS = 15  # of the calibration error
@@ -160,7 +161,11 @@ def matched_labels(model: PatchedModel, source: ImageSource) -> Reconciled:
 
 
 def evaluate(model: PatchedModel, images: Iterable[Images]) -> Evaluation:
-    """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`)."""
+    """Evaluates ``model`` on images of its classes, some at a time (:func:`~.data.read_images`).
+
+    Raises ``BadInput`` for a label of two classes.
+    """
+    check_distinct("the model", model.label_names)
     verdicts, labels, skipped = [], [], 0
     for part in images:
         skipped += part.skipped

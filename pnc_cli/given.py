@@ -15,9 +15,10 @@ from .files.describe import Description
 from .files.forms import checkpoint_file
 from .files.opened import open_checkpoint
 from .limits import Limits
-from .manifest import CLONE_NAME, Method
+from .manifest import CLONE_NAME, Manifest
 from .plan import Wanted
 from .progress import Note, Progress, duration
+from .remarks import known_as
 
 if TYPE_CHECKING:
     from .branch.classes import CloneTarget
@@ -86,6 +87,8 @@ def load_task(
     for what, network in (("source", source), ("target", target)):
         known = f"{network.ref.architecture}, {len(network.labels)} classes"
         note(f"{what}: {known} ({network.path.name})")
+        for remark in network.remarks:
+            note(remark)
     note("clone classes: " + ", ".join(c.name for c in wanted))
     say_matched(found, note, matched)
     task = gather(
@@ -197,9 +200,12 @@ def _of_pool(task: Task, pool: ImageSource) -> str:
     )
 
 
-def note_pool(method: Method, note: Note) -> None:
-    """Notes it where unlabelled images are mostly of clone classes, which tells little of others."""
-    share = method.unlabelled_new
+def note_clone(manifest: Manifest, note: Note) -> None:
+    """Notes it where clone classes may be the target's own, and where unlabelled images are mostly
+    of clone classes, which tells little of others."""
+    for sentence in known_as(manifest.measured.known_already):
+        note(sentence)
+    share = manifest.method.unlabelled_new
     if share is not None and share > MOSTLY_NEW:
         note(
             f"of the unlabelled images {share:.0%} look like clone classes: they tell little of "

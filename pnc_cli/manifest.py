@@ -20,7 +20,7 @@ import msgspec
 
 from .errors import BadInput
 from .plan import Plan, Side
-from .schema import Kind, Label, Natural, Sha256, Strict
+from .schema import Kind, KnownAs, Label, Natural, Sha256, Strict
 
 CLONE_SCHEMA: Final = "pnc.clone/1"
 PATCHED_SCHEMA: Final = "pnc.patched/1"
@@ -207,6 +207,8 @@ class Measured(Strict, frozen=True, omit_defaults=True):
     fitted: list[Side] = msgspec.field(default_factory=list)
     # classes with too few images for any to be held out: how many they have
     not_held_out: dict[Label, Natural] = msgspec.field(default_factory=dict)
+    # clone classes whose images the target answers with one of its own, nearly all of them
+    known_already: list[KnownAs] = msgspec.field(default_factory=list)
 
 
 class Cost(Strict, frozen=True):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .errors import Incompatible, UsageError
-from .schema import Label, Natural, Sha256, Strict
+from .schema import KnownAs, Label, Natural, Sha256, Strict
 
 Side = Literal["clone", "original"]  # classes to be cloned, or the target's own
 FEWEST = 5  # images that a class must have for any of them to be held out
@@ -135,6 +136,8 @@ class Plan(Strict, frozen=True):
     best: Natural | None = None  # index of what the chosen one falls short of (None: of nothing)
     # sides whose figures are of images that were fitted on, as none could be held out
     fitted: list[Side] = msgspec.field(default_factory=list)
+    # clone classes whose images the target answers with one of its own; left out where there are none
+    known_already: list[KnownAs] | UnsetType = UNSET
 
     @property
     def held_against(self) -> Candidate | None:

@@ -12,8 +12,8 @@ from .plan import Candidate, Plan
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check_plot(path: Path) -> None:
-    """Refuses what could not be drawn, before any work is done.  Raises ``UsageError``."""
+def check_plot(path: Path) -> Path:
+    """``path``; refuses what could not be drawn, before any work is done.  Raises ``UsageError``."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--plot {path}: expected a name that ends in {', '.join(FORMATS)}")
     try:
@@ -22,6 +22,7 @@ def check_plot(path: Path) -> None:
         raise UsageError(
             "--plot needs matplotlib, which is not installed", hint="pip install matplotlib"
         ) from None
+    return path
 
 
 def draw_plan(plan: Plan, file: BinaryIO, kind: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .manifest import Manifest
 from .plan import FEWEST, Candidate, Plan, Side
+from .schema import KnownAs
 
 FLATTERING = (
     "images that one of the networks was trained on flatter these figures; for honest ones: "
@@ -95,6 +96,15 @@ def _few_images(m: Manifest) -> list[str]:
 
 def _sides(sides: Sequence[Side]) -> str:
     return " and ".join(sides)
+
+
+def known_as(known: Sequence[KnownAs]) -> list[str]:
+    """A sentence on each clone class that may be one of the target's under another name."""
+    return [
+        f"the target by itself answers '{k.label}' for {k.share:.0%} of the {k.images} images of "
+        f"'{k.name}': the same class under another name? then leave it out of --classes"
+        for k in known
+    ]
 
 
 def head_only_of(plan: Plan) -> Candidate | None:

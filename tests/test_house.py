@@ -18,7 +18,7 @@ HOUSE = ROOT / "pnc_cli"
 # From the top of the house to its ground: a module imports from rows below its own, and from its own
 # folder.  Whoever imports ``pnc_cli`` itself gets all of it, but for ``__version__``, which is free.
 ROWS = [
-    ["__init__", "__main__"],
+    ["__init__", "__main__", "convert"],
     ["cli"],
     ["commands"],
     ["report"],  # what is printed: of no use below the commands

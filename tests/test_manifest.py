@@ -63,7 +63,7 @@ def test_what_is_said_of_clones_without_originals_changes_no_byte_of_others(mani
     assert older["measured"].pop("without_originals")["clone_won"] == 0.5
     assert canonical_json(older) == canonical_json(manifest)
     schema = json_schema()["$defs"]["Measured"]
-    optional = {"without_originals", "fitted", "not_held_out"}
+    optional = {"without_originals", "fitted", "not_held_out", "known_already"}
     assert set(schema["properties"]) - set(schema["required"]) == optional
 
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 
 import timm
 import torch
+from msgspec.structs import replace as replace_in
 from torch import Tensor
 
 from .. import __version__
 from ..allocator import give_back_freed_memory
 from ..data import Images, Progress, no_progress
 from ..files.clone_file import RawTensor, raw_sha256
+from ..files.forms import is_counter
 from ..files.opened import open_checkpoint
 from ..limits import LIMITS, Limits
 from ..manifest import Adapter as AdapterInfo
 from ..manifest import CloneClass, Cost, Features, Manifest, Measured, Method, WithoutOriginals
 from ..manifest import Join as JoinInfo
+from ..network.fitting import same_tensors
 from ..network.head import mean_logit
 from ..network.load import Network
 from ..network.part import slice_tensor
@@ -26,6 +29,7 @@ from ..network.tensors import raw_tensor, read_tensors
 from ..plan import Candidate, Place
 from .fit_join import Evidence, Levels, fit_join, fit_with_pool
 from .join import Join
+from .known import known_already
 from .material import Fits, Material
 from .modulation import layers_of
 from .pair import Pair, Slices
@@ -73,13 +77,17 @@ def make_clone(
     if branch is not None and task.pool is not None:
         pool = _evidence_of_pool(task, task.pool, pair, place, branch, limits)
     join, _ = join_of(task, pair, evidence, ~task.held_out, pool)
-    measured = _measure(task, join, evidence, material.z_s)
+    measured = replace_in(
+        _measure(task, join, evidence, material.z_s),
+        known_already=known_already(task, material.z_t),
+    )
     join, new_in_pool = join_of(task, pair, evidence, torch.ones_like(task.held_out), pool)
     learned = {} if branch is None else _learned(branch)
+    kept = {} if branch is None else in_file(task.source, branch.kept)
     parts = {
         "adapter": learned,
         "join": join.state_dict(),
-        "module": {} if branch is None else copied(task.source, branch.kept),
+        "module": copied(task.source, kept),
     }
     tensors = {f"{part}.{n}": raw_tensor(t) for part, own in parts.items() for n, t in own.items()}
     manifest = Manifest(
@@ -92,7 +100,7 @@ def make_clone(
         tap=None if branch is None else _features(pair.tap(place)),
         cut=None if branch is None else _features(pair.cut(place)),
         classes=_classes(task),
-        module={} if branch is None else branch.kept,
+        module=kept,
         columns=[] if branch is None else branch.module.classes,
         adapter=None if branch is None else _adapter_info(branch, learned),
         join=_join_info(join, evidence),
@@ -175,10 +183,25 @@ def _evidence_of_pool(
     return evidence_of(Material.of(unlabelled, pair, limits=limits), place, branch)
 
 
+def in_file(source: Network, kept: Slices) -> Slices:
+    """What of a module its file is to have: not counters that the source's lacks, nor tensors of
+    which another name is in it (:func:`~.patched.completed`)."""
+    twice = same_tensors(source.model)
+
+    def spare(name: str) -> bool:
+        others = twice.get(name, ())
+        return is_counter(name) or any(o in kept and o in source.digests for o in others)
+
+    return {n: how for n, how in kept.items() if n in source.digests or not spare(n)}
+
+
 def copied(source: Network, kept: Slices) -> dict[str, Tensor]:
     """The module's tensors, sliced out of the source's file: its very numbers, in its types."""
+    if not kept:
+        return {}
     checkpoint = open_checkpoint(source.path)
-    wanted = {n: checkpoint.weights[n] for n in kept}
+    weights, twice = checkpoint.weights, same_tensors(source.model)
+    wanted = {n: weights[next(o for o in (n, *twice.get(n, ())) if o in weights)] for n in kept}
     tensors = read_tensors(checkpoint.path, checkpoint.header, wanted)
     return {n: slice_tensor(t, kept[n]) for n, t in tensors.items()}
 

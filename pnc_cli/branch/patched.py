@@ -14,16 +14,19 @@ from ..channels.groups import prunable_groups, shrink_graph, what_stays
 from ..data import Images, ImageSource, Reconciled, normalize, reconcile
 from ..errors import BadInput, UsageError, in_words
 from ..files.clone_file import Clone, open_clone, verify_clone
+from ..files.forms import is_counter
 from ..files.header import read_header
 from ..files.opened import open_checkpoint
 from ..files.patch import check_fit
-from ..manifest import Features, Manifest, Preprocessing
+from ..manifest import Features, Manifest, ModuleTensor, Preprocessing
+from ..network.fitting import same_tensors
 from ..network.graph import trace
 from ..network.head import classifier_names, find_head, target_pre_logits
-from ..network.load import Network, build_architecture, load_network
+from ..network.load import Network, build_architecture, check_device, load_network
 from ..network.part import Module, _part, resize
 from ..network.record import recording
 from ..network.tensors import read_tensors
+from ..progress import Note, no_note
 from .adapter import Adapter
 from .compensation import Compensation
 from .join import Join, from_tensors
@@ -138,11 +141,14 @@ def load(
     model_args: dict[str, Any] | None = None,
     device: str = "cpu",
     tta: str | None = None,
+    note: Note = no_note,
 ) -> PatchedModel:
     """A patched checkpoint, or a target with ``clones`` on top, as an eval-mode ``nn.Module``.
 
     ``architecture`` and ``model_args`` say what the target is where its file does not; ``tta``,
-    None or "mirror", is :class:`PatchedModel`'s.  Nothing is written.  The module has ``label_names``, ``num_classes`` and ``pretrained_cfg``:
+    None or "mirror", is :class:`PatchedModel`'s; ``note`` is called with what was assumed of the
+    target's file or passed over in it.  Nothing is written.  The module has ``label_names``,
+    ``num_classes`` and ``pretrained_cfg``:
 
         model = pnc_cli.load("patched.safetensors")
         config = timm.data.resolve_model_data_config(model)
@@ -152,9 +158,11 @@ def load(
     """
     if tta not in (None, MIRROR):
         raise UsageError(f"--tta '{tta}': there is no such averaging", hint=f"--tta {MIRROR}")
-    target = Path(target)
+    target, where = Path(target), check_device(device)
     checkpoint = open_checkpoint(target)
     network = load_network(target, architecture=architecture, model_args=model_args)
+    for remark in network.remarks:
+        note(remark)
     extra = [open_clone(Path(p)) for p in clones]
     check_fit(checkpoint, extra, network.digests)
     every = [*checkpoint.clones, *extra]
@@ -164,7 +172,7 @@ def load(
         branches[clone.name] = _branch(clone)
     manifests = [c.manifest for c in every]
     model = PatchedModel(network, branches, manifests, tta)
-    return model.eval().requires_grad_(False).to(device)
+    return model.eval().requires_grad_(False).to(where)
 
 
 def _branch(clone: Clone) -> Branch | HeadOnly:
@@ -218,7 +226,8 @@ def rebuild_module(
     tr = trace(source, manifest.source.preprocessing.input_size)
     head = find_head(tr, classifier_names(source))
     part = _part(tr, tr.position(cut.position), head)
-    needed = set(part.state_dict())
+    tensors, slices = completed(part, tensors, manifest.module)
+    needed = {n for n in part.state_dict() if n in tensors or not is_counter(n)}
     if needed != set(tensors):
         odd = min(needed ^ set(tensors))
         raise BadInput(
@@ -226,7 +235,7 @@ def rebuild_module(
             f"{manifest.source.architecture} after '{cut.position}': "
             f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}"
         )
-    kept = {(n, k.axis): k.indices for n, t in manifest.module.items() for k in t.kept}
+    kept = {(n, k.axis): k.indices for n, t in slices.items() for k in t.kept}
     if any(name.rpartition(".")[0] not in classifier_names(source) for name, _ in kept):
         groups = prunable_groups(part, torch.zeros(2, *cut.shape))
         shrink_graph(part, what_stays(groups, kept))
@@ -239,3 +248,18 @@ def labels_in(model: PatchedModel, source: ImageSource) -> Reconciled:
     old, new = model.label_names[: model.target_classes], model.label_names[model.target_classes :]
     there = {n: n for n in new if n in source.by_class}
     return reconcile(source, there, old, clone_without=[n for n in new if n not in there])
+
+
+def completed(
+    part: nn.Module, tensors: dict[str, Tensor], slices: Mapping[str, ModuleTensor]
+) -> tuple[dict[str, Tensor], dict[str, ModuleTensor]]:
+    """A module's tensors and how they were sliced, with those that its source's file had under
+    another name alone: in ``part`` the two are one."""
+    tensors, how = dict(tensors), dict(slices)
+    for name, together in same_tensors(part).items():
+        kept = next((n for n in together if n in tensors), None)
+        if name not in tensors and kept is not None:
+            tensors[name] = tensors[kept]
+            if kept in how:
+                how[name] = how[kept]
+    return tensors, how

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..remarks import head_only_of, remarks
+from ..remarks import head_only_of, known_as, remarks
 from ..report import Report, amount, figure, table
 from ..streams import put
 from . import options as o
@@ -156,4 +156,4 @@ def _text(plan: Plan, top: int) -> str:
         lines.append(f"… {hidden} more (--top 0 shows all)")
     if head_only_of(plan) is not None:
         lines.append("- -> -: no copied part, the target's pre-logits alone (--head-only)")
-    return "\n".join([*lines, *remarks(plan)])
+    return "\n".join([*lines, *remarks(plan), *known_as(plan.known_already or ())])

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput
-from .forms import conversion, documents_of
+from .forms import documents_of
 from .inputs import remember
+from .kinds import what_it_is
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 METADATA = "__metadata__"
@@ -91,16 +92,12 @@ def read_header(path: Path) -> Header:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
             prefix = f.read(8)
-            if len(prefix) < 8:
-                raise BadInput(f"{path}: not a safetensors file: {size} bytes, too short")
             length = int.from_bytes(prefix, "little")
-            if length > MAX_HEADER or 8 + length > size:
-                raise BadInput(
-                    f"{path}: not a safetensors file, or truncated: "
-                    f"header length {length:,}, file size {size:,} bytes",
-                    hint=_other_format(path, prefix),
-                )
+            if len(prefix) < 8 or length > MAX_HEADER or 8 + length > size:
+                raise _not_safetensors(path, size, length)
             text = f.read(length)
+            if not text.startswith(b"{") and what_it_is(path) is not None:
+                raise _not_safetensors(path, size, length)
     except OSError as e:
         raise BadInput(f"{path}: cannot be read: {e.strerror}") from e
     header = parse_header(text, str(path))
@@ -186,7 +183,16 @@ def _no_constant(value: str) -> object:
     raise ValueError(f"{value} is not JSON")
 
 
-def _other_format(path: Path, prefix: bytes) -> str | None:
-    if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
-        return f"this looks like a PyTorch pickle, which pnc never opens; {conversion(path)}"
-    return None
+def _not_safetensors(path: Path, size: int, length: int) -> BadInput:
+    """The error that says what the file is instead, as far as that can be told."""
+    found = what_it_is(path)
+    if found is not None:
+        what, hint = found
+        return BadInput(f"{path}: not a safetensors file, but {what}", hint=hint)
+    if size < 8:
+        return BadInput(f"{path}: not a safetensors file: {size} bytes, too short")
+    return BadInput(
+        f"{path}: not a safetensors file, or truncated: "
+        f"header length {length:,}, file size {size:,} bytes",
+        hint="copy or download it again; pnc reads safetensors files of timm networks",
+    )

@@ -18,10 +18,12 @@ from typing import Any
 from ..errors import BadInput
 from ..manifest import check_model_args
 from .architectures import Match, Shapes, find
-from .forms import own_names
+from .forms import left_out, own_names, readings
 from .header import Header
 
+LABELS = ("label_names", "labels", "id2label")  # timm's of today, its older one, transformers'
 PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+NOT_CLASSES = ("multi_label_classification", "regression")  # transformers' words
 
 
 class UnknownArchitecture(BadInput):
@@ -33,11 +35,14 @@ class Identity:
     """What is known of a checkpoint's classifier; None or empty where nothing says it."""
 
     architecture: str | None = None
+    tag: str = ""  # behind the architecture's name: resnet18.a1_in1k names weights of timm's
     num_classes: int | None = None
+    in_chans: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     label_names: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     origin: str = ""  # what named the architecture
+    foreign: str = ""  # what a document says that it is, where that is no network of timm's
 
 
 def resolve_identity(
@@ -58,13 +63,18 @@ def resolve_identity(
     if architecture is not None:
         known = _identity({"architecture": architecture}, flag)
     if model_args:
-        known = replace(known, model_args=check_model_args(model_args, "the command's flag"))
+        more = _identity({"model_args": model_args}, "the command's flag")
+        known = replace(
+            known,
+            model_args=more.model_args,
+            num_classes=more.num_classes,
+            in_chans=more.in_chans,
+        )
     known = read_documents(path, header, known)
     if known.architecture is None:
-        names = own_names(path, header.tensors)
-        match = find({own: header.tensors[n].shape for n, own in names.items()})
+        match = _match(path, header, find)
         if match.chosen is None:
-            raise _unknown(path, match, flag)
+            raise _unknown(path, match, flag, known.foreign)
         known = replace(known, architecture=match.chosen, origin="its tensors")
     return known
 
@@ -75,18 +85,36 @@ def read_documents(path: Path, header: Header, known: Identity | None = None) ->
     Raises ``BadInput`` for a document that is broken.
     """
     known = known or Identity()
-    for read in (
-        lambda: _from_metadata(header, path),
-        lambda: _from_json(path.with_suffix(".json")),
-        lambda: _from_json(path.parent / "config.json"),
+    for read, own in (
+        (lambda: _from_metadata(header, path), True),
+        (lambda: _from_json(path.with_suffix(".json")), True),
+        (lambda: _from_json(path.parent / "config.json"), False),
     ):
         if (more := read()) is not None:
-            known = _merge(known, more)
+            known = _merge(known, more, own=own)
     return known
 
 
-def _unknown(path: Path, match: Match, flag: str) -> UnknownArchitecture:
+def _match(path: Path, header: Header, find: Callable[[Shapes], Match]) -> Match:
+    """What the tensors tell, with and without those that files may lack or have besides."""
+    names = own_names(path, header.tensors)
+    shapes = {own: header.tensors[n].shape for n, own in names.items()}
+    match = Match((), {})
+    for have in readings(shapes, left_out(header.metadata, names)):
+        match = find(have)
+        if match.names or match.near:
+            break
+    return match
+
+
+def _unknown(path: Path, match: Match, flag: str, foreign: str) -> BadInput:
     """The error that asks for the architecture, with all that the tensors tell of it."""
+    if foreign and not match.names:
+        return BadInput(
+            f"{path}: {foreign}, not a network of timm's",
+            hint="pnc reads timm classifiers, on their own or in transformers' TimmWrapper: make "
+            "one with timm.create_model, or with AutoModelForImageClassification of a timm/ name",
+        )
     beside = path.with_suffix(".json").name
     document = f'{beside} beside it with {{"architecture": "resnet18", "label_names": [...]}}'
     if match.names:
@@ -114,16 +142,23 @@ def _unknown(path: Path, match: Match, flag: str) -> UnknownArchitecture:
     )
 
 
-def _merge(known: Identity, more: Identity) -> Identity:
+def _merge(known: Identity, more: Identity, *, own: bool) -> Identity:
+    """``known``, filled in.  A document of the file's ``own`` tells its classes, whatever it takes
+    the architecture for."""
     if known.architecture and more.architecture not in (None, known.architecture):
-        return known
+        if not own:
+            return known
+        more = Identity(num_classes=more.num_classes, label_names=more.label_names)
     return Identity(
         architecture=known.architecture or more.architecture,
+        tag=known.tag or more.tag,
         num_classes=more.num_classes if known.num_classes is None else known.num_classes,
+        in_chans=more.in_chans if known.in_chans is None else known.in_chans,
         model_args=known.model_args or more.model_args,
         label_names=known.label_names or more.label_names,
         preprocessing={**more.preprocessing, **known.preprocessing},
         origin=known.origin or more.origin,
+        foreign=known.foreign or more.foreign,
     )
 
 
@@ -131,7 +166,7 @@ def _from_metadata(header: Header, path: Path) -> Identity | None:
     """Metadata values are strings; those that are not plain words hold JSON."""
     given = header.metadata or {}
     fields: dict[str, Any] = {}
-    for key in ("architecture", "num_classes", "model_args", "label_names", "pretrained_cfg"):
+    for key in ("architecture", "num_classes", "model_args", *LABELS, "pretrained_cfg"):
         if key in given:
             text = given[key]
             try:
@@ -172,33 +207,78 @@ def _identity(fields: dict[str, Any], where: str) -> Identity:
     cfg = fields.get("pretrained_cfg", fields)  # the older layout is flat
     if not isinstance(cfg, dict):
         raise BadInput(f"{where}: 'pretrained_cfg' is not an object")
-    architecture = fields.get("architecture", cfg.get("architecture"))
+    architecture, tag = fields.get("architecture", cfg.get("architecture")), ""
     if architecture is not None:
         if not isinstance(architecture, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", architecture):
             raise BadInput(
                 f"{where}: architecture {architecture!r} is not a plain timm name",
                 hint="names look like resnet18 or vit_tiny_patch16_224",
             )
-        architecture = architecture.partition(".")[0]  # resnet18.a1_in1k: the tag names weights
-    count = fields.get("num_classes", cfg.get("num_classes"))
-    if count is not None and (type(count) is not int or count < 1):
-        raise BadInput(f"{where}: num_classes is {count!r}, expected a positive number")
-    labels = fields.get("label_names", cfg.get("label_names"))
+        architecture, _, tag = architecture.partition(".")  # resnet18.a1_in1k: it names weights
+    tag = tag or _plain_tag(cfg)
+    args = fields.get("model_args") or {}
+    args = dict(args) if isinstance(args, dict) else args
+    count = _agreed(fields, cfg, args, where)
+    channels = args.pop("in_chans", None) if isinstance(args, dict) else None
+    if channels is not None and (type(channels) is not int or channels < 1):
+        raise BadInput(f"{where}: in_chans in model_args is {channels!r}, expected a number")
+    if (problem := fields.get("problem_type")) in NOT_CLASSES:
+        raise BadInput(
+            f"{where}: problem_type is {problem}: its outputs are not one softmax over classes",
+            hint="pnc clones between classifiers that give each image one class",
+        )
+    given = ((k, v) for o in (fields, cfg) for k in LABELS if (v := o.get(k)) is not None)
+    key, labels = next(given, ("", None))
     return Identity(
         architecture=architecture,
+        tag=tag,
         num_classes=count,
-        model_args=check_model_args(fields.get("model_args") or {}, where),
-        label_names=None if labels is None else _labels(labels, where),
+        in_chans=channels,
+        model_args=check_model_args(args, where),
+        label_names=None if labels is None else _labels(labels, where, key),
         preprocessing=_preprocessing(cfg, where),
         origin=where if architecture else "",
+        foreign="" if architecture else _foreign(fields, where),
     )
 
 
-def _labels(labels: object, where: str) -> tuple[str, ...]:
+def _plain_tag(cfg: dict[str, Any]) -> str:
+    tag = cfg.get("tag")
+    return tag if isinstance(tag, str) and re.fullmatch(r"[A-Za-z0-9_.-]*", tag) else ""
+
+
+def _agreed(fields: dict[str, Any], cfg: dict[str, Any], args: Any, where: str) -> int | None:
+    """The number of classes that a document states, once or twice; it is taken from ``args``."""
+    stated = {
+        "num_classes": fields.get("num_classes", fields.get("num_labels", cfg.get("num_classes"))),
+        "num_classes in model_args": args.pop("num_classes", None)
+        if isinstance(args, dict)
+        else None,
+    }
+    known = {key: count for key, count in stated.items() if count is not None}
+    for key, count in known.items():
+        if type(count) is not int or count < 1:
+            raise BadInput(f"{where}: {key} is {count!r}, expected a positive number")
+    if len(set(known.values())) > 1:
+        told = " and ".join(f"{key} is {count}" for key, count in known.items())
+        raise BadInput(f"{where}: {told}", hint="correct the document beside the checkpoint")
+    return next(iter(known.values()), None)
+
+
+def _foreign(fields: dict[str, Any], where: str) -> str:
+    """What transformers' configurations call other networks than timm's."""
+    kind, classes = fields.get("model_type"), fields.get("architectures")
+    if not isinstance(kind, str) or kind == "timm_wrapper":
+        return ""
+    named = f" ({classes[0]})" if isinstance(classes, list) and classes else ""
+    return f"{where} says that it is a '{kind}' of transformers{named}"
+
+
+def _labels(labels: object, where: str, key: str) -> tuple[str, ...]:
     if isinstance(labels, dict):  # {"0": "cat", ...}
-        labels = [labels.get(str(i)) for i in range(len(labels))]
+        labels = [labels.get(str(i), labels.get(i)) for i in range(len(labels))]
     if not isinstance(labels, list) or not all(isinstance(v, str) and v for v in labels):
-        raise BadInput(f"{where}: label_names is not a list of names")
+        raise BadInput(f"{where}: {key} is not a list of names")
     return tuple(labels)
 
 

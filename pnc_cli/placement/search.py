@@ -11,7 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from ..branch.cost import Amounts
+from ..branch.known import known_already
 from ..branch.score import rounded
 from ..branch.task import Task
 from ..data import Progress, no_progress
@@ -250,6 +253,7 @@ def make_plan(
     progress: Progress = no_progress,
 ) -> Plan:
     """A search with what it was made from."""
+    study = Study.of(task, grid, seed, progress, limits)
     found = search(
         task,
         grid,
@@ -257,9 +261,12 @@ def make_plan(
         shares=shares,
         resolutions=resolutions,
         budget=budget,
+        study=study,
         limits=limits,
         progress=progress,
     )
+    looked_at = study.material
+    known = [] if task.images is None else known_already(looked_at.task, looked_at.z_t)
     return Plan(
         schema="pnc.plan/1",
         source_sha256=task.source.ref.file_sha256,
@@ -277,4 +284,5 @@ def make_plan(
         floor_error=rounded(found.floor_error),
         best=found.against,
         fitted=found.fitted,
+        known_already=known or UNSET,
     )

@@ -114,7 +114,7 @@ TABLE = {
     "an empty file": (write("t.safetensors", b""), INJECT, 3, "t.safetensors: not a safetensors file", None),
     "text": (write("t.safetensors", b"hello, this is no checkpoint"), INJECT, 3, "not a safetensors file", None),
     "a folder of other files": (nothing, ["info", "."], 3, "a folder without model.safetensors; it has c.safetensors", "give c.safetensors"),
-    "a folder of a pickle": (folder("pytorch_model.bin"), ["inject", "f", *INJECT[2:]], 3, "f: has no model.safetensors, only the pickle pytorch_model.bin", "f/pytorch_model.bin pytorch_model.safetensors"),
+    "a folder of a pickle": (folder("pytorch_model.bin"), ["inject", "f", *INJECT[2:]], 3, "f: has no model.safetensors, only the pickle pytorch_model.bin", "f/pytorch_model.bin f/model.safetensors"),
     "a folder of shards": (folder("model-00001-of-00002.safetensors"), ["inject", "f", *INJECT[2:]], 3, "f: a checkpoint in several files", "f/model-00001-of-00002.safetensors"),
     "a shard": (folder("model-00001-of-00002.safetensors"), ["info", "f/model-00001-of-00002.safetensors"], 3, "00001-of-00002.safetensors: a checkpoint in several files", "put them together: python -c"),
     "the index of shards": (folder("model.safetensors.index.json"), ["info", "f/model.safetensors.index.json"], 3, "a checkpoint in several files", "put them together: python -c"),
@@ -146,7 +146,7 @@ TABLE = {
     "a target that is not patched": (nothing, ["eject", "t.safetensors", "-o", "out.safetensors"], 3, "is not a patched checkpoint", None),
     # what does not fit together
     "other weights": (nothing, ["inject", "w.safetensors", *INJECT[2:]], 4, "tensor 'fc.bias' is BF16 [5]", "give the target it was made for"),
-    "another architecture": (nothing, ["inject", "v.safetensors", *INJECT[2:]], 4, "tensor 'blocks.0.weight' is not in its target, a resnet18", "give the target it was made for"),
+    "another architecture": (nothing, ["inject", "v.safetensors", *INJECT[2:]], 4, "tensor 'weight' is not in its target, a resnet18", "give the target it was made for"),
     "the same clone twice": (nothing, ["inject", "p.safetensors", *INJECT[2:]], 4, "clone 'frogs' is in the checkpoint already", "pnc eject p.safetensors --name frogs -o without.safetensors"),
     "the same clone twice at once": (nothing, [*INJECT[:3], "c.safetensors", *INJECT[3:]], 2, "c.safetensors: given twice", "leave one of them out"),
     "a label of the target": (relabel("c.safetensors", labels=["red"]), INJECT, 4, "'red' of clone 'frogs' is a label of the target already", "pnc inject t.safetensors c.safetensors --rename frogs:red=red_2 -o patched.safetensors"),

@@ -13,7 +13,7 @@ from support.handmade import make_clone, make_target, numbers, sha256, target_te
 
 from pnc_cli.errors import BadInput
 from pnc_cli.files.digest import combined_sha256
-from pnc_cli.files.forms import WRAPPERS, checkpoint_file, common_prefix, own_names
+from pnc_cli.files.forms import checkpoint_file, common_prefix, own_names
 from pnc_cli.files.opened import open_checkpoint
 from pnc_cli.files.patch import eject, inject
 
@@ -25,6 +25,7 @@ WRAPPED = [
     "module._orig_mod.",
     "state_dict.model.module.",
 ]
+WRAPPERS = ["module.", "model.", "_orig_mod.", "state_dict.", "timm_model.", "net.backbone."]
 NAMES = ["conv.weight", "fc.weight", "fc.bias"]
 
 

@@ -80,9 +80,12 @@ def test_a_transformer_with_an_image_size_of_its_own(tmp_path):
     [
         (
             lambda t: t.pop("layer1.0.conv1.weight"),
-            "1 tensors missing, such as 'layer1.0.conv1.weight'",
+            "1 tensor missing, such as 'layer1.0.conv1.weight'",
         ),
-        (lambda t: t.update(extra=torch.zeros(1)), "1 tensors unexpected, such as 'extra'"),
+        (
+            lambda t: t.update(extra=torch.zeros(1)),
+            "holds a resnet18, and besides 1 tensor unexpected, with no part in it: 'extra'",
+        ),
         (
             lambda t: t.update({"bn1.weight": torch.zeros(9)}),
             r"tensor 'bn1.weight' has shape \[9\], expected \[64\]",
