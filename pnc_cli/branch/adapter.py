@@ -120,14 +120,16 @@ class Regression:
             return
         if self._origin is None:
             self._origin = other._origin
-        d, rows = len(self.xx) - 1, other.rows
-        moved = torch.eye(d + 1, dtype=torch.float64, device=self.xx.device)
-        x_by, y_by = (b.double() - a.double() for a, b in zip(self._origin, other._origin))
+        d, rows, device = len(self.xx) - 1, other.rows, self.xx.device
+        moved = torch.eye(d + 1, dtype=torch.float64)
+        pairs = zip(self._origin, other._origin)
+        x_by, y_by = (b.cpu().double() - a.cpu().double() for a, b in pairs)
         moved[d, :d] = x_by  # (x, 1) @ moved is x relative to the origin here
-        xx, xy, yy = (t.to(self.xx.device).double() for t in (other.xx, other.xy, other.yy))
-        self.yy += (yy + 2 * y_by * xy[d] + rows * y_by.square()).float()
-        self.xy += (moved.T @ (xy + xx[:, d:] * y_by)).float()
-        self.xx += (moved.T @ xx @ moved).float()
+        # some devices have no float64
+        xx, xy, yy = (t.cpu().double() for t in (other.xx, other.xy, other.yy))
+        self.yy += (yy + 2 * y_by * xy[d] + rows * y_by.square()).float().to(device)
+        self.xy += (moved.T @ (xy + xx[:, d:] * y_by)).float().to(device)
+        self.xx += (moved.T @ xx @ moved).float().to(device)
         self.rows += rows
 
     def solve(self, strength: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,7 +108,7 @@ class Mixture(Join):
         self.gating[2] += offset
 
     def _gate(self, s: Tensor, branch_pre: Tensor, z_t: Tensor, z_b: Tensor) -> Tensor:
-        g = self.gating[2].expand(len(s))
+        g = self.gating[2].expand(s.shape[0])  # len(s) would be a constant for exporters
         if self.old:
             g = g + self.gating[0] * log_odds(s, self.old)
         if self.has_branch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,14 +26,20 @@ from ..network.graph import trace
 from ..network.head import classifier_names, find_head, target_pre_logits
 from ..network.load import Network, build_architecture, check_device, load_network
 from ..network.part import Module, _part, resize
-from ..network.record import recording
+from ..network.record import Recorder
 from ..network.tensors import read_tensors
 from ..progress import Note, no_note
 from .adapter import Adapter
+from .branches import Branches
 from .compensation import Compensation
 from .join import Join, from_tensors
 
 MIRROR = "mirror"  # what can be averaged over at test time
+
+# Which clones of which model (its recorder) are enabled in this thread or task; the last one counts.
+_ENABLED: ContextVar[tuple[tuple[Recorder, tuple[str, ...]], ...]] = ContextVar(
+    "enabled", default=()
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class HeadOnly(nn.Module):
     def forward(self, views: Sequence[View], z_t: Tensor) -> Tensor:
         """Logits (B, K), as :class:`Branch` has them."""
         target_pre = _mean([v.pre for v in views])
-        nothing = z_t.new_zeros(len(z_t), self.classes)
+        nothing = z_t.new_zeros(z_t.shape[0], self.classes)
         return self.join(target_pre, target_pre[:, :0], z_t, nothing)
 
 
@@ -84,13 +92,16 @@ def _mean(views: Sequence[Tensor]) -> Tensor:
 class PatchedModel(nn.Module):
     """Images (B, C, H, W), preprocessed for the target -> logits (B, original + clone classes).
 
-    The first ``target_classes`` logits are the target's own, bit for bit.  ``pretrained_cfg``
-    is the target's, for ``timm.data.resolve_model_data_config``.
+    The first ``target_classes`` logits are the target's own, bit for bit, from any number of
+    threads.  ``pretrained_cfg`` is the target's, for ``timm.data.resolve_model_data_config``.
 
-    With ``tta`` "mirror" the clones' logits are of each image and its mirror image: pre-logits and
-    the branches' logits are averaged before they are joined, at the cost of a second pass of target
-    and branches.  The target's logits stay those of the image as it is.  In training mode, where
-    a second pass would move statistics and random numbers, it does nothing.
+    Target and branches stay in eval mode, whatever ``train`` is called: nothing in them is to be
+    trained.  With ``tta`` "mirror" the clones' logits are of each image and its mirror image:
+    pre-logits and the branches' logits are averaged before they are joined, at the cost of a second
+    pass of target and branches.  The target's logits stay those of the image as it is.
+
+    Clones come off with :meth:`eject`, and for a while with :meth:`enabled`; ``num_classes``,
+    ``label_names``, ``manifests`` and ``pretrained_cfg`` are always those of the logits.
     """
 
     tta: str | None = None  # of the class too, for modules that were pickled before there was one
@@ -103,34 +114,138 @@ class PatchedModel(nn.Module):
         tta: str | None = None,
     ) -> None:
         super().__init__()
-        labels = [*target.ref.label_names, *(label for m in manifests for label in m.labels)]
-        config: dict[str, Any] = vars(target.model)["pretrained_cfg"]
-        self.manifests = manifests
         self.tta = tta
         self.target = target.model
-        self.branches = nn.ModuleDict(branches)
+        self.branches = Branches(branches)
         self.classifier = target.classifier
-        self.label_names = labels
-        self.num_classes = len(labels)
         self.target_classes = target.ref.num_classes
-        self.pretrained_cfg: dict[str, Any] = {**config, "num_classes": len(labels)}
-        self.default_cfg = self.pretrained_cfg
+        self.target_labels = tuple(target.ref.label_names)
+        self.target_cfg: dict[str, Any] = vars(target.model)["pretrained_cfg"]
+        self.clone_manifests = dict(zip(branches, manifests))
+        self.recorder = Recorder()
+        if branches:
+            taps = dict.fromkeys(tap for b in branches.values() for tap in b.taps)
+            self.recorder.listen(self.target, taps, self.classifier)
+        self.may_be_narrowed = False  # whether ``enabled`` was ever used
+        self.only: tuple[str, ...] | None = None  # of a replica: what was enabled when it was made
+
+    @property
+    def clone_names(self) -> list[str]:
+        """The clones whose logits there are, in their order."""
+        return [name for name, _ in self._active()]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of these clones."""
+        return [self.clone_manifests[name] for name in self.clone_names]
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each logit is of."""
+        return [*self.target_labels, *(label for m in self.manifests for label in m.labels)]
+
+    @property
+    def num_classes(self) -> int:
+        return self.target_classes + sum(len(m.labels) for m in self.manifests)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        return {**self.target_cfg, "num_classes": self.num_classes}
+
+    default_cfg = pretrained_cfg
+
+    def eject(self, *names: str) -> None:
+        """Takes the clones called ``names`` (all if none are given) off, for good.
+
+        The others' logits stay as they are.  Raises ``UsageError`` for a name that is not there,
+        and takes off nothing then.
+        """
+        for name in self._checked(names) if names else list(self.branches):
+            self.branches.pop(name)  # its manifest stays: another thread may be reading it
+
+    @contextmanager
+    def enabled(self, *names: str) -> Iterator[PatchedModel]:
+        """Within it the model has the logits of the target and of the clones called ``names`` only.
+
+        Without names it is the target alone.  Other threads, and other tasks of an event loop, are
+        not concerned.  Raises ``UsageError`` for a name that is not there.
+        """
+        self.may_be_narrowed = True
+        token = _ENABLED.set((*_ENABLED.get(), (self.recorder, self._checked(names))))
+        try:
+            yield self
+        finally:
+            _ENABLED.reset(token)
+
+    def train(self, mode: bool = True) -> PatchedModel:
+        """Sets ``training``, and no more: target and branches stay as they are, in eval mode."""
+        if not isinstance(mode, bool):
+            raise ValueError("training mode is expected to be boolean")
+        self.training = mode
+        self._keep_still()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.branches:
+        self._keep_still()
+        branches = [branch for _, branch in self._active()]
+        if not branches:
             return self.target(x)
-        branches = [cast(Branch | HeadOnly, b) for b in self.branches.values()]
-        taps = {tap for b in branches for tap in b.taps}
         # the image as it is comes last: that is what hooks of others on the target keep
-        mirrored = [x.flip(-1)] if self.tta == MIRROR and not self.training else []
+        mirrored = [x.flip(-1)] if self.tta == MIRROR else []
+        taps = list(dict.fromkeys(tap for b in branches for tap in b.taps))
         views = [self._view(images, taps) for images in (*mirrored, x)]
         z_t = views[-1].z
         return torch.cat([z_t, *(b(views, z_t) for b in branches)], dim=1)
 
-    def _view(self, x: Tensor, taps: set[str]) -> View:
-        with recording(self.target, taps, self.classifier) as seen:
-            z = self.target(x)
+    def _view(self, x: Tensor, taps: list[str]) -> View:
+        z, seen = self.recorder.run(
+            self.target, x, [*taps, *(f"{name}:input" for name in self.classifier)]
+        )
+        if missing := [tap for tap in taps if tap not in seen]:
+            raise UsageError(
+                f"the target ran, but nothing was seen of its '{missing[0]}': it was replaced, or compiled alone",
+                hint="compile the patched model, not the target in it: torch.compile(model)",
+            )
         return View(seen, target_pre_logits(seen, self.classifier, z), z)
+
+    def _active(self) -> list[tuple[str, Branch | HeadOnly]]:
+        """The clones that answer here and now, with their names."""
+        present, only = list(self.branches.items()), self.only
+        if self.may_be_narrowed:
+            for owner, names in _ENABLED.get():
+                only = names if owner is self.recorder else only
+        return [(n, b) for n, b in present if only is None or n in only]
+
+    def _checked(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in self.branches:
+                there = ", ".join(self.branches) or "no clones"
+                raise UsageError(f"the model has no clone '{name}'", hint=f"it has: {there}")
+        return tuple(dict.fromkeys(names))
+
+    def _keep_still(self) -> None:
+        """Puts what was set to training, by whatever way, back into eval mode."""
+        for part in (self.target, self.branches):
+            if _in_training(part):
+                part.eval()
+
+    def _replicate_for_data_parallel(self) -> PatchedModel:
+        """A replica works in a thread of its own, which has not entered ``enabled``."""
+        replica = super()._replicate_for_data_parallel()
+        replica.only = tuple(self.clone_names)
+        return cast(PatchedModel, replica)
+
+
+def _in_training(module: nn.Module) -> bool:
+    """Whether ``module`` or one in it is; on the way of every forward pass, so in few steps."""
+    left: list[nn.Module | None] = [module]
+    while left:
+        one = left.pop()
+        if one is not None:
+            if one.training:
+                return True
+            left.extend(one._modules.values())
+    return False
 
 
 def load(

@@ -60,7 +60,7 @@ def recalibrate(model: PatchedModel, images: Iterable[Images]) -> Recalibrated:
     z = z.double()
     weight = (1.0 / torch.bincount(label, minlength=z.shape[1]).clamp(min=1))[label].double()
     weight = weight / weight.sum()
-    joins = {n: cast(Branch, b).join for n, b in model.branches.items()}
+    joins = {n: cast(Branch, model.branches[n]).join for n in model.clone_names}
     old, names = model.target_classes, list(joins)
     sizes = [len(m.classes) for m in model.manifests]
     z_t, new = z[:, :old], z[:, old:].split(sizes, dim=1)

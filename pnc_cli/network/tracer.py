@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -25,19 +26,33 @@ from .nodes import function_of, path_of
 from .position import is_layer, leaves_of
 from .shapes import twin
 
+# While FX traces, it stands in the place of ``nn.Module``'s own methods, for every thread.
+_ONE_AT_A_TIME = threading.RLock()
+
 
 class Tracer(fx.Tracer):
-    """Traces with timm's leaf modules and functions, and notes what each module returned."""
+    """Traces with timm's leaf modules and functions, and notes what each module returned.
+
+    What other threads run meanwhile is left alone.
+    """
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.returned: list[tuple[str, list[fx.Node], bool]] = []  # was one of them given to it?
         self.calls: dict[str, int] = {}  # of each module
+        self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_layer(m)
 
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m, forward, args, kwargs):
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         out = super().call_module(m, forward, args, kwargs)
         self.calls[path] = self.calls.get(path, 0) + 1
@@ -139,13 +154,13 @@ def trace_graph(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[fx.
         delattr(model, name)  # FX left it there in an earlier trace, and numbers on from it
     try:
         tracer = Tracer()
-        with _without_memory(model):
+        with _ONE_AT_A_TIME, _without_memory(model):
             return tracer.trace(model, concrete_args=defaults or None), tracer
     except Exception as e:  # FX raises many kinds; all mean the same to the user
         reason = e
     try:
         tracer = _Shadowing(model, input_size)
-        with _without_memory(model):
+        with _ONE_AT_A_TIME, _without_memory(model):
             return tracer.trace(model, concrete_args=defaults or None), tracer
     except Exception as e:
         raise Incompatible(

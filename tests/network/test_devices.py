@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.device import Elsewhere, pretended_gpu
 from support.fake import GPU, fake_gpu, moved, there
 from support.networks import make_network, save_checkpoint
 
 import pnc_cli
 from pnc_cli.branch import join
+from pnc_cli.branch.adapter import Regression
 from pnc_cli.branch.patched import answer
 from pnc_cli.channels import contributions, prune
 from pnc_cli.channels.groups import prunable_groups
@@ -109,3 +111,94 @@ def test_joins_answer_on_their_device():
         pre, z_t, z_b = (there(torch.zeros(8, n)) for n in (6, 3, 2))
         for kind in (join.Mixture(6, 6, 3, 2), join.GaussianGate(12, 3, 2), join.OneSidedGate(6)):
             assert moved(kind)(pre, pre, z_t, z_b).device.type == GPU
+
+
+# All of it, with numbers, on a device that refuses other devices' tensors and float64 ---------------
+
+
+def test_the_pretended_gpu_computes_and_refuses():
+    with pretended_gpu():
+        x, y = torch.ones(2, 3, device=GPU), torch.arange(6.0).view(3, 2)
+        assert (x @ y.to(GPU)).cpu().tolist() == [[6, 9], [6, 9]] and x.sum().item() == 6
+        x[0] += 1
+        assert x.add_(1) is x and x.tolist() == [[3, 3, 3], [2, 2, 2]]
+        assert torch.tensor([1.0], device=GPU).device.type == GPU
+        for mixed in (lambda: x @ y, lambda: x.index_select(0, torch.tensor([0]))):
+            with pytest.raises(RuntimeError, match="tensors on cuda:0 and on cpu"):
+                mixed()
+        with pytest.raises(TypeError, match="no float64"):
+            x.double()
+        with pytest.raises(TypeError, match="cannot|can't convert"):
+            np.asarray(x)
+        layer = torch.nn.Conv2d(3, 4, 1).to(GPU)
+        layer(torch.ones(1, 3, 2, 2, device=GPU)).sum().backward()
+        assert isinstance(layer.weight, torch.nn.Parameter)
+        assert isinstance(layer.weight.grad, Elsewhere)
+
+
+WAYS = {
+    "a share, refined": {"tap": "layer1", "cut": "layer2", "share": 0.5, "epochs": 1},
+    "a coarser map": {"tap": "layer1", "cut": "layer2", "resolution": 0.5, "epochs": 0},
+    "from the image": {"tap": "input", "cut": "input", "share": 1.0, "epochs": 0},
+    "without a copied part": {"head_only": True},
+    "without originals": {"tap": "layer1", "cut": "layer2", "epochs": 0, "no_originals": True},
+}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_clone_is_made_and_measured_there_as_here(pair, tmp_path, how):
+    few = {"data": pair.train, "limit_per_class": 6, **WAYS[how]}
+    here = pnc_cli.clone(pair.source, pair.target, **few)
+    with pretended_gpu():
+        path = tmp_path / "c.safetensors"
+        made = pnc_cli.clone(pair.source, pair.target, output=path, device=GPU, **few)
+        model = pnc_cli.load(pair.target, path, device=GPU)
+        assert {t.device.type for t in model.state_dict().values()} == {GPU}
+        assert model(torch.zeros(2, 3, 32, 32, device=GPU)).device.type == GPU
+        kept = {"data": pair.test, "limit_per_class": 4}
+        found = pnc_cli.evaluate(pair.target, clone=path, device=GPU, tta="mirror", **kept)
+    assert (made.tap, made.cut, made.cost) == (here.tap, here.cut, here.cost)
+    again = pnc_cli.evaluate(pair.target, clone=path, tta="mirror", **kept)
+    assert found.joint_accuracy == pytest.approx(again.joint_accuracy, abs=0.05)
+    assert found.locality == pytest.approx(again.locality, abs=0.1)
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["images", "generated images"])
+def test_a_search_ranks_there_as_here(pair, data):
+    some = {"tap": ["layer1", "layer2"], "cut": ["layer2", "layer3"], "share": [1.0, 0.5]}
+    some |= {"data": pair.train, "limit_per_class": 6} if data else {}
+    here = pnc_cli.search(pair.source, pair.target, **some)
+    with pretended_gpu():
+        plan = pnc_cli.search(pair.source, pair.target, device=GPU, **some)
+    assert {c.place_in_words for c in plan.candidates} == {
+        c.place_in_words for c in here.candidates
+    }
+
+
+@pytest.mark.slow
+def test_a_search_of_everything_and_its_clone_are_made_there(pair, tmp_path):
+    few = {"data": pair.train, "limit_per_class": 6, "device": GPU}
+    with pretended_gpu():
+        plan = pnc_cli.search(pair.source, pair.target, **few)
+        path = tmp_path / "c.safetensors"
+        pnc_cli.clone(pair.source, pair.target, plan=plan, output=path, **few)
+        model = pnc_cli.load(pair.target, path, device=GPU)
+        assert pnc_cli.evaluate(model, data=pair.test, limit_per_class=2).locality is not None
+
+
+def test_sums_of_parts_are_added_there():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3), torch.randn(40, 2)
+
+    def merged(device):
+        parts = []
+        for rows in (slice(0, 15), slice(15, 40)):
+            parts.append(Regression(3, 2, device))
+            parts[-1].add(x[rows].to(device), y[rows].to(device))
+        parts[0].merge(parts[1])
+        return parts[0]
+
+    with pretended_gpu():
+        found = merged(GPU)
+        assert found.xx.device.type == GPU
+        torch.testing.assert_close(found.xy.cpu(), merged("cpu").xy)
