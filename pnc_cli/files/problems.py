@@ -47,17 +47,6 @@ def manifest_problems(path: Path, document: Manifest | Patched) -> list[str]:
         where = f"{path}: clone '{m.name}'"
         for what, ref in (("source", m.source), ("target", m.target)):
             problems += _labels(f"{where}: its {what}", ref.label_names, ref.num_classes)
-        for c in m.classes:
-            if c.source_index >= m.source.num_classes:
-                problems.append(
-                    f"{where}: class '{c.name}' is number {c.source_index} of its source, "
-                    f"which has {m.source.num_classes} classes"
-                )
-            elif m.source.label_names[c.source_index : c.source_index + 1] != [c.source_name]:
-                problems.append(
-                    f"{where}: class '{c.name}' is the source's '{c.source_name}', but its number "
-                    f"{c.source_index} there is another"
-                )
     if clones:
         problems += _taken(path, clones)
     return problems

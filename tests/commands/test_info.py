@@ -69,12 +69,18 @@ def tensors(change):
 
 
 def manifest(change):
-    return lambda d: rewrite_manifest(d / "clone.safetensors", change)
+    def edit(document):
+        document.pop("sha256", None)  # as clones were before they held it
+        change(document)
+
+    return lambda d: rewrite_manifest(d / "clone.safetensors", edit)
 
 
 def patched(change):
     def edit(metadata):
         document = json.loads(metadata["pnc.manifest"])
+        for one in document["clones"]:
+            one.pop("sha256", None)  # as clones were before they held it
         change(document)
         metadata["pnc.manifest"] = json.dumps(document)
 
@@ -106,10 +112,10 @@ UNSOUND = {
     "a mean of words": (says("w", pretrained_cfg={"mean": ["x"]}), "w.safetensors", "mean is"),
     "a patched file's sidecar": (text("patched.json", "{}"), "patched.safetensors", "patched.json: differs from the manifest inside patched.safetensors"),
     "a clone's sidecar": (text("clone.json", "{}"), "clone.safetensors", "clone.json: differs from the manifest inside clone.safetensors"),
-    "the document itself": (lambda d: (d / "clone.json").write_text((d / "clone.json").read_text().replace('"yellow"', '"golden"')), "clone.json", "clone.json: differs from the manifest inside clone.safetensors"),
-    "a clone for more labels": (manifest(reversed_labels), "clone.safetensors", "its target: has 4 labels for 3 classes"),
-    "a class beyond the source's": (manifest(lambda m: m["classes"][0].update(source_index=77)), "clone.safetensors", "number 77 of its source, which has 3 classes"),
-    "a class of another number": (manifest(lambda m: m["classes"][0].update(source_index=0)), "clone.safetensors", "its number 0 there is another"),
+    "the document itself": (lambda d: (d / "clone.json").write_text((d / "clone.json").read_text().replace('"yellow"', '"golden"')), "clone.json", "clone.json: "),
+    "a clone for more labels": (manifest(reversed_labels), "clone.safetensors", "4 label names for 3 classes"),
+    "a class beyond the source's": (manifest(lambda m: m["classes"][0].update(source_index=77)), "clone.safetensors", "class 'yellow' is number 77 of 3"),
+    "a class of another number": (manifest(lambda m: m["classes"][0].update(source_index=0)), "clone.safetensors", "class 0 of the source is 'blue', not 'yellow'"),
     "a label of the target": (manifest(lambda m: m["classes"][0].update(name="red")), "clone.safetensors", "class 'red' of clone"),
     "the same in a patched file": (patched(lambda m: m["clones"][0]["classes"][0].update(name="red")), "patched.safetensors", "class 'red' of clone"),
     "a clone for other tensors": (patched(lambda m: m["clones"][0]["target"].update(tensors_sha256="0" * 64)), "patched.safetensors", "was made for other tensors than the target's"),

@@ -12,7 +12,7 @@ from support.networks import draw_folder
 from pnc_cli.manifest import canonical_json, to_plain
 
 QUICK = ["--epochs", "0", "--limit-per-class", "4", "--share", "1"]
-ONE = [*QUICK[2:], "--tap", "layer1", "--cut", "layer1"]
+ONE = [*QUICK[4:], "--tap", "layer1", "--cut", "layer1"]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ CLONE = ["clone", "source.safetensors", "target.safetensors", "--data", "data"]
     [
         [*SEARCH, "-o", "target.json"],
         [*SEARCH, "-o", "source.json"],
-        [*SEARCH, "--data", "data", "-o", "data/red/0.png"],
-        [*SEARCH, "--data", "data", "-o", "data/red/copy.png"],
-        [*SEARCH, "--data", "data", "--plot", "data/green/1.png"],
-        [*SEARCH, "--data", "images.tar", "-o", "images.tar"],
+        [*SEARCH, "--data", "data", *QUICK[2:4], "-o", "data/red/0.png"],
+        [*SEARCH, "--data", "data", *QUICK[2:4], "-o", "data/red/copy.png"],
+        [*SEARCH, "--data", "data", *QUICK[2:4], "--plot", "data/green/1.png"],
+        [*SEARCH, "--data", "images.tar", *QUICK[2:4], "-o", "images.tar"],
         [*CLONE, "--plan", "plan.json", "-o", "plan.safetensors"],
         [*CLONE, *ONE, "--no-originals", "--unlabelled", "pool", "-o", "pool/x.safetensors"],
         [
