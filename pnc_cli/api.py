@@ -397,7 +397,7 @@ def evaluate(
         model = checkpoint
     source = open_images(str(data), split=split)
     say_matched(evaluation.matched_labels(model, source), note, matched)
-    how: dict[str, Any] = {"seed": seed, "skip_bad": skip_bad, "limit": limit_per_class or None}
+    how = {"seed": seed, "skip_bad": skip_bad, "limit": limit_per_class or None}
     result = evaluation.measure(model, source, **how, timed=latency, progress=progress)
     for remark in result.remarks():
         note(remark)
