@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..channels.groups import prunable_groups, shrink_graph, what_stays
 from ..data import Images, ImageSource, Reconciled, normalize, reconcile
-from ..errors import BadInput, UsageError, in_words
+from ..errors import BadInput, OutOfMemory, UsageError, in_words
 from ..files.clone_file import Clone, open_clone, verify_clone
 from ..files.forms import is_counter
 from ..files.header import read_header
@@ -31,6 +31,7 @@ from ..network.tensors import read_tensors
 from ..progress import Note, no_note
 from .adapter import Adapter
 from .branches import Branches
+from .claimed import check_cost
 from .compensation import Compensation
 from .join import Join, from_tensors
 
@@ -292,6 +293,7 @@ def load(
 
 def _branch(clone: Clone) -> Branch | HeadOnly:
     m: Manifest = clone.manifest
+    check_cost(clone)
     header = read_header(clone.path)
     entries = {n: header.tensors[clone.prefix + n] for n in clone.tensors}
     tensors = read_tensors(clone.path, header, entries)
@@ -313,6 +315,8 @@ def _branch(clone: Clone) -> Branch | HeadOnly:
         adapter.load_state_dict(part["adapter"])
         compensation.fold_into(module.part)
     except (RuntimeError, KeyError, ValueError) as e:
+        if (lacking := OutOfMemory.of(e)) is not None:
+            raise lacking from None
         raise BadInput(f"{clone.path}: clone '{clone.name}': {in_words(e)}") from None
     return Branch(m.tap.position, adapter, module, join)
 
@@ -328,7 +332,22 @@ def answer(model: PatchedModel, images: Images) -> tuple[Tensor, Tensor]:
     how, device = preprocessing_of(model), next(model.parameters()).device
     number = {name: i for i, name in enumerate(model.label_names)}
     logits = model(normalize(images.views[0].to(device), how)).cpu()
+    _check_logits(model, logits)
     return logits, torch.tensor([number[n] for n in images.labels])
+
+
+def _check_logits(model: PatchedModel, logits: Tensor) -> None:
+    """Raises ``BadInput`` naming the target or the clone whose answers (N, C) are no numbers."""
+    at, parts = model.target_classes, {"the target": slice(0, model.target_classes)}
+    for m in model.manifests:
+        parts[f"clone '{m.name}'"] = slice(at, at + len(m.labels))
+        at += len(m.labels)
+    for what, columns in parts.items():
+        if not bool(torch.isfinite(logits[:, columns]).all()):
+            raise BadInput(
+                f"{what}: its logits of these images are not finite numbers",
+                hint="pnc eject takes a clone off; look at the weights of a target",
+            )
 
 
 def rebuild_module(

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, UsageError
-from ..manifest import Manifest, canonical_json, parse
+from ..manifest import MAX_DOCUMENT, Manifest, canonical_json, parse
 from .atomic import Outputs
+from .bounded import read_bounded
 from .digest import TensorDigest, combined_sha256, read_span
 from .finite import all_finite
 from .header import TensorEntry, format_header, read_header
@@ -61,7 +62,10 @@ def open_clone(path: Path) -> Clone:
         raise BadInput(f"{path}: tensor '{strangers[0]}' belongs to no part of a clone")
     manifest = parse(metadata[MANIFEST_KEY], Manifest, str(path))
     sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and sidecar.read_bytes() != metadata[MANIFEST_KEY].encode("utf-8"):
+    embedded = metadata[MANIFEST_KEY].encode("utf-8")
+    if sidecar.is_file() and (
+        sidecar.stat().st_size != len(embedded) or read_bounded(sidecar, len(embedded)) != embedded
+    ):
         raise BadInput(
             f"{sidecar}: differs from the manifest inside {path.name}",
             hint=f"the embedded one is the truth: remove {sidecar.name}",
@@ -135,6 +139,12 @@ def write_clone(
     document = canonical_json(manifest.sealed())
     parse(document, Manifest, str(output))  # what could not be read again is not written
     check_sound(manifest, entries, output)
+    for name, tensor in tensors.items():
+        if not all_finite(tensor.dtype, tensor.data):
+            raise BadInput(
+                f"clone '{manifest.name}': tensor '{name}' came out with numbers that are not finite",
+                hint="look at what source and target say of the images: pnc eval",
+            )
     sidecar = sidecar_of(output)
     with Outputs(force=force) as outputs:
         f = outputs.open(output)
@@ -161,9 +171,15 @@ def sidecar_of(path: Path) -> Path:
     ``path`` has another ending than ``.safetensors``."""
     check_ending(path)
     sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and b'"schema": "pnc.' not in sidecar.read_bytes():
+    if sidecar.is_file() and not _is_ours(sidecar):
         raise UsageError(
             f"{sidecar}: exists and is not a manifest of pnc's; it would be replaced",
             hint="choose another -o, or move that file away",
         )
     return sidecar
+
+
+def _is_ours(document: Path) -> bool:
+    if document.stat().st_size > MAX_DOCUMENT:
+        return False
+    return b'"schema": "pnc.' in read_bounded(document, MAX_DOCUMENT)

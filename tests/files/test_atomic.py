@@ -127,7 +127,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
 
 
 def test_without_hard_links_files_are_renamed(tmp_path, monkeypatch):
-    def no_links(*args):
+    def no_links(*args, **kwargs):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
