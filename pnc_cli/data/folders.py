@@ -116,7 +116,8 @@ def _is_dangling(entry: os.DirEntry[str]) -> bool:
 def members(tar: tarfile.TarFile) -> tuple[Found, dict[str, tarfile.TarInfo]]:
     """What is in a tar, and each of its files; the last of several by one name, as tar has it."""
     files: dict[str, tarfile.TarInfo] = {}
-    folders, special = [], []
+    folders: list[str] = []
+    special: list[str] = []
     for member in tar:
         if len(files) + len(folders) + len(special) > MAX_ENTRIES:
             raise _too_many(str(tar.name))

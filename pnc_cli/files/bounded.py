@@ -35,7 +35,7 @@ def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
             f"{path}: is {kind}, expected a regular file",
             hint="copy what it gives into a file, and give that",
         )
-    return os.fdopen(fd, "rb", buffering=buffering)  # type: ignore[return-value]  # raw: FileIO
+    return os.fdopen(fd, "rb", buffering=buffering)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
