@@ -60,9 +60,10 @@ def _compare(clone: Clone, source: nn.Module, entries: Mapping[str, TensorEntry]
     heads = classifier_names(source)
     before = after = 0
     for name, tensor in part.state_dict().items():
-        if name not in entries or name.rpartition(".")[0] in heads:
-            continue  # what is missing is said when it is rebuilt; of a classifier few rows are kept
-        before, after = before + tensor.numel(), after + math.prod(entries[name].shape)
+        if name not in entries:
+            continue  # that is said when it is rebuilt
+        if name.rpartition(".")[0] not in heads:  # of a classifier's rows few are kept
+            before, after = before + tensor.numel(), after + math.prod(entries[name].shape)
         kept = {k.axis: k.indices for k in m.module[name].kept}
         if len(tensor.shape) != len(entries[name].shape) or any(
             max(kept[axis], default=0) >= n if axis in kept else n != entries[name].shape[axis]

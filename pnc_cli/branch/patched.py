@@ -21,6 +21,7 @@ from ..files.header import read_header
 from ..files.opened import open_checkpoint
 from ..files.patch import check_fit
 from ..manifest import Features, Manifest, ModuleTensor, Preprocessing
+from ..network.finite import check_features
 from ..network.fitting import same_tensors
 from ..network.graph import trace
 from ..network.head import classifier_names, find_head, target_pre_logits
@@ -331,23 +332,19 @@ def answer(model: PatchedModel, images: Images) -> tuple[Tensor, Tensor]:
     """Logits (N, C) of images of the model's classes, and their labels (N,) among them."""
     how, device = preprocessing_of(model), next(model.parameters()).device
     number = {name: i for i, name in enumerate(model.label_names)}
-    logits = model(normalize(images.views[0].to(device), how)).cpu()
-    _check_logits(model, logits)
+    x = normalize(images.views[0].to(device), how)
+    logits = model(x).cpu()
+    _check_logits(model, x, logits)
     return logits, torch.tensor([number[n] for n in images.labels])
 
 
-def _check_logits(model: PatchedModel, logits: Tensor) -> None:
-    """Raises ``BadInput`` naming the target or the clone whose answers (N, C) are no numbers."""
-    at, parts = model.target_classes, {"the target": slice(0, model.target_classes)}
+def _check_logits(model: PatchedModel, x: Tensor, logits: Tensor) -> None:
+    """Raises ``BadInput`` naming the target or the clone whose logits (N, C) of ``x`` are no numbers."""
+    check_features("the target", model.target, x, {"logits": logits[:, : model.target_classes]})
+    at = model.target_classes
     for m in model.manifests:
-        parts[f"clone '{m.name}'"] = slice(at, at + len(m.labels))
-        at += len(m.labels)
-    for what, columns in parts.items():
-        if not bool(torch.isfinite(logits[:, columns]).all()):
-            raise BadInput(
-                f"{what}: its logits of these images are not finite numbers",
-                hint="pnc eject takes a clone off; look at the weights of a target",
-            )
+        own, at = logits[:, at : at + len(m.labels)], at + len(m.labels)
+        check_features(f"clone '{m.name}'", model, x, {"logits": own})
 
 
 def rebuild_module(

@@ -57,20 +57,20 @@ def watching(
             logits = network.model(x)
             found = Answers(target_pre_logits(seen, heads, logits), logits)
             features = {p: seen[p] for p in positions}
-            _check(network, features, found)
+            _check(network, x, features, found)
             return Seen(features, found)
 
         yield look
 
 
 def _check(
-    network: Network, features: Mapping[str, Tensor], answers: Answers | None = None
+    network: Network, x: Tensor, features: Mapping[str, Tensor], answers: Answers | None = None
 ) -> None:
-    """Raises ``BadInput`` for what a network says of images and is no number."""
+    """Raises ``BadInput`` for what a network says of images ``x`` and is no number."""
     told = {f"features at '{position}'": t for position, t in features.items()}
     if answers is not None:
         told |= {"pre-logits": answers.pre, "logits": answers.logits}
-    check_features(network.path, told)
+    check_features(network.path, network.model, x, told)
 
 
 class _Enough(Exception):
@@ -103,7 +103,7 @@ def glancing(
                 pass
         found = {**seen, **({INPUT: x} if INPUT in positions else {})}
         seen.clear()
-        _check(network, found)
+        _check(network, x, found)
         return found
 
     with ExitStack() as hooks:

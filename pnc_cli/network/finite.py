@@ -4,12 +4,15 @@ network computes them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import BadInput
+from .position import tensors_in
 
 LARGEST = 1e15  # of features: their squares, summed, are still numbers
 
@@ -36,15 +39,46 @@ def _refused(path: Path, tensor: str, what: str) -> BadInput:
     )
 
 
-def check_features(path: Path, features: Mapping[str, Tensor]) -> None:
-    """Raises ``BadInput`` naming the network's file and the first of the positions or answers whose
-    numbers are not finite, or too large to be squared."""
-    for where, tensor in features.items():
-        if not tensor.numel() or not tensor.is_floating_point():
-            continue
-        low, high = tensor.aminmax()
-        if not bool((low > -LARGEST) & (high < LARGEST)):
+def check_features(called: object, model: nn.Module, x: Tensor, told: Mapping[str, Tensor]) -> None:
+    """Raises ``BadInput`` where anything that ``model``, which is ``called`` so, has ``told`` of images
+    ``x`` (B, C, H, W) is not finite or too large to be squared, naming the module where that began."""
+    for what, tensor in told.items():
+        if not _is_sound(tensor):
+            begun = _first_unsound(model, x)
+            where = what if begun is None else f"features at '{begun}'"
             raise BadInput(
-                f"{path}: on these images its {where} are not finite numbers, or beyond {LARGEST:g}",
-                hint="does the network classify images at all? look at its weights and its std",
+                f"{called}: on these images its {where} are not "
+                f"finite numbers, or beyond {LARGEST:g}",
+                hint="training diverged, or the file was damaged; or is its std not what it should be?",
             )
+
+
+def _is_sound(tensor: Tensor) -> bool:
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    low, high = tensor.aminmax()
+    return bool((low > -LARGEST) & (high < LARGEST))
+
+
+class _Found(Exception):
+    pass
+
+
+def _first_unsound(model: nn.Module, x: Tensor) -> str | None:
+    """The first module of ``model`` to put out such numbers; None where none does."""
+
+    def look(name: str, module: nn.Module, args: tuple, out: object) -> None:
+        if not all(map(_is_sound, tensors_in(out))):
+            raise _Found(name)
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(partial(look, name)).remove)
+        try:
+            model(x)
+        except _Found as e:
+            return str(e)
+        except Exception:  # whoever else looks on may stop it
+            return None
+    return None

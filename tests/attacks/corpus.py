@@ -112,7 +112,7 @@ def names_then_twice(count):
 
 ATTACKS = {
     # shapes
-    "a tensor of two million axes": Attack(header({"a": tensor([1] * 2_000_000, 0, 1)}), INFO, "2,000,005 values"),
+    "a tensor of two million axes": Attack(header({"a": tensor([1] * 2_000_000, 0, 1)}), INFO, "2,000,006 values"),
     "a tensor of 4,000 axes": Attack(header({"a": tensor([1] * 4_000, 0, 1)}), INFO, "has 4,000 axes; pnc reads at most 16"),
     "sizes beyond a float": Attack(header({"a": tensor([2**62] * 20, 0, 1)}), INFO, "has 20 axes; pnc reads at most 16"),
     "sizes beyond counting": Attack(header({"a": tensor([2**62] * 16, 0, 1)}), ONTO, "is beyond 2^62 numbers, pnc's limit"),

@@ -247,12 +247,13 @@ def test_what_a_dead_process_left_is_removed_by_the_next_run(tmp_path, way, name
 
 def test_what_a_living_process_writes_is_not_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "NAMELESS", 0)
-    with Outputs() as first:
-        first.open(tmp_path / "main").write(b"first")
-        atomic._hidden.clear()  # as another process would see it
-        write(tmp_path)
-        with pytest.raises(UsageError, match="exists"):
-            first.__exit__(None, None, None)
+    with pytest.raises(UsageError, match="exists"):
+        with Outputs() as first:
+            first.open(tmp_path / "main").write(b"first")
+            [hidden] = tmp_path.iterdir()
+            atomic._hidden.clear()  # as another process would see it
+            write(tmp_path)
+            assert hidden.exists()
     assert (tmp_path / "main").read_bytes() == b"new"
 
 
