@@ -91,6 +91,16 @@ def raw_sha256(tensors: Mapping[str, RawTensor]) -> str:
     return combined_sha256({n: t.digest() for n, t in tensors.items()})
 
 
+def check_finite(name: str, tensors: Mapping[str, RawTensor]) -> None:
+    """Raises ``BadInput`` naming the first of a new clone's ``tensors`` that is not all numbers."""
+    for tensor, raw in tensors.items():
+        if not all_finite(raw.dtype, raw.data):
+            raise BadInput(
+                f"clone '{name}': its tensor '{tensor}' came out with numbers that are not finite",
+                hint="look at what source and target say of the images: pnc eval",
+            )
+
+
 def verify_clone(clone: Clone) -> None:
     """Checks the tensors' bytes against the manifest, and that all are finite; raises ``BadInput``."""
     for _ in verified_data(clone, list(clone.tensors)):
@@ -139,12 +149,6 @@ def write_clone(
     document = canonical_json(manifest.sealed())
     parse(document, Manifest, str(output))  # what could not be read again is not written
     check_sound(manifest, entries, output)
-    for name, tensor in tensors.items():
-        if not all_finite(tensor.dtype, tensor.data):
-            raise BadInput(
-                f"clone '{manifest.name}': tensor '{name}' came out with numbers that are not finite",
-                hint="look at what source and target say of the images: pnc eval",
-            )
     sidecar = sidecar_of(output)
     with Outputs(force=force) as outputs:
         f = outputs.open(output)
