@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .chosen import check_alone, check_row, find_place, find_plan, read_plan
 from .errors import UsageError
 from .files.atomic import Outputs
-from .files.clone_file import write_clone
+from .files.clone_file import check_finite, write_clone
 from .files.describe import Description, describe
 from .files.forms import checkpoint_file
 from .files.inputs import one_reading, remember
@@ -261,6 +261,7 @@ def clone(
     note(f"position: {chosen.place_in_words}")
     recipe = Recipe(name or default_name(task.classes), epochs, seed)
     manifest, tensors = make_clone(task, grid, chosen, recipe, limits=limits, progress=progress)
+    check_finite(manifest.name, tensors)
     note_clone(manifest, note)
     if output is not None:
         write_clone(Path(output), manifest, tensors, force=force)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import BadInput, Incompatible, UsageError
+from .files.bounded import read_bounded
 from .files.inputs import remember
 from .limits import Limits
-from .manifest import parse
+from .manifest import MAX_DOCUMENT, parse
 from .plan import HEAD_ONLY_CANDIDATE, Candidate, Plan, Wanted
 from .progress import Note, Progress
 from .remarks import remarks
@@ -43,6 +44,12 @@ def find_plan(
         limits=limits,
         progress=progress,
     )
+    for candidate in plan.candidates:
+        if (figure := candidate.not_finite) is not None:
+            raise BadInput(
+                f"{candidate.place_in_words}: its {figure} came out as no number",
+                hint="look at what source and target say of the images: pnc eval",
+            )
     return grid, plan
 
 
@@ -106,7 +113,7 @@ def read_plan(plan: Plan | str | Path) -> Plan:
     if not piped:
         remember(plan)
     try:
-        text = sys.stdin.buffer.read() if piped else Path(plan).read_bytes()
+        text = sys.stdin.buffer.read() if piped else _read(Path(plan))
     except OSError as e:
         raise BadInput(f"{plan}: cannot be read: {e.strerror}") from e
     where = "standard input" if piped else str(plan)
@@ -116,6 +123,13 @@ def read_plan(plan: Plan | str | Path) -> Plan:
             hint="pnc search SRC TGT --data DATA -o -" if piped else "pnc search -o makes one",
         )
     return parse(text, Plan, where)
+
+
+def _read(path: Path) -> bytes:
+    """A plan's bytes; also of a pipe, as shells make them of a command's output."""
+    if path.is_fifo():
+        return path.read_bytes()
+    return read_bounded(path, MAX_DOCUMENT)
 
 
 def check_plan(plan: Plan, name: str, task: Task) -> None:

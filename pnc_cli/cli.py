@@ -21,7 +21,8 @@ from .commands.eval import evaluate
 from .commands.info import info
 from .commands.inject import inject
 from .commands.search import search
-from .errors import Interrupted, PncError, UsageError, in_words
+from .errors import Interrupted, OutOfMemory, PncError, UsageError, in_words
+from .files.atomic import appeared
 from .report import print_error
 from .streams import let_go, open_streams, output_fails, put, say, unwritable
 
@@ -68,7 +69,11 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     closed = open_streams()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):  # a terminal that hangs up; nohup ignores that
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    appeared.clear()
     as_json = "--json" in argv
     command = next((a for a in argv if a in COMMANDS), "pnc")
     try:
@@ -107,7 +112,12 @@ def _run(argv: list[str], command: str, closed: list[str]) -> int | PncError:
             return error.exit_code
         return error
     except (KeyboardInterrupt, typer.Abort):
-        return Interrupted("interrupted; nothing was left behind")
+        done = ", ".join(path.name for path in appeared)
+        return Interrupted(
+            f"interrupted when this had been written, complete: {done}"
+            if done
+            else "interrupted; nothing was left behind"
+        )
     except (BrokenPipeError, SystemExit):  # Typer answers the first with the second
         return Interrupted.exit_code
     except ImportError as e:
@@ -115,7 +125,7 @@ def _run(argv: list[str], command: str, closed: list[str]) -> int | PncError:
     except Exception as e:
         if isinstance(e, OSError) and "--help" in argv:  # Typer prints that itself
             return unwritable(e)
-        return _fault(e)
+        return OutOfMemory.of(e) or _fault(e)
 
 
 def _not_installed(e: ImportError, command: str) -> PncError:

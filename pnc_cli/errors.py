@@ -40,6 +40,26 @@ class PncError(Exception):
         self.hint = hint
 
 
+class OutOfMemory(PncError):
+    """The machine, or what the process may have of it, is too small: no fault of a file's."""
+
+    code = "out_of_memory"
+
+    @classmethod
+    def of(cls, error: BaseException) -> OutOfMemory | None:
+        """What ``error`` is if a lack of memory is behind it: Python's own, or torch's."""
+        said = " ".join(str(error).split())[:300]
+        words = ("can't allocate memory", "out of memory", "not enough memory")
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and any(w in said for w in words)
+        ):
+            return cls(
+                f"out of memory{f': {said}' if said else ''}; nothing was left behind",
+                hint="give --memory, --limit-per-class or smaller images, or a machine with more",
+            )
+        return None
+
+
 class CheckFailed(PncError):
     """A check that was asked for did not hold."""
 

@@ -41,6 +41,7 @@ _FORBIDDEN_ARGS = {
     "in_chans",
 }
 
+MAX_DOCUMENT = 32_000_000  # bytes; kept indices of the largest networks take some 10 MB
 CLONE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
@@ -298,9 +299,12 @@ def parse(text: str | bytes, kind: type[Document], where: str) -> Document:
     """
     schemas: dict[type, str] = {Manifest: CLONE_SCHEMA, Patched: PATCHED_SCHEMA, Plan: PLAN_SCHEMA}
     wanted = schemas[kind]
+    if len(text) > MAX_DOCUMENT:
+        raise BadInput(
+            f"{where}: manifest has {len(text):,} characters; pnc reads at most {MAX_DOCUMENT:,}"
+        )
     try:
-        head = msgspec.json.decode(text)
-        found = head.get("schema") if isinstance(head, dict) else None
+        found = msgspec.json.decode(text, type=_Head).schema
         if found != wanted:
             family, _, version = str(found).partition("/")
             newer = family == wanted.partition("/")[0] and version.isdigit()
@@ -319,6 +323,12 @@ def parse(text: str | bytes, kind: type[Document], where: str) -> Document:
     else:
         _check_plan(document, where)
     return document
+
+
+class _Head(msgspec.Struct):
+    """What kind of document it is; the rest is passed over, whatever it is."""
+
+    schema: str | None = None
 
 
 def _check_plan(plan: Plan, where: str) -> None:

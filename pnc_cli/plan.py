@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -87,6 +88,15 @@ class Candidate(Strict, frozen=True):
         if self.place.is_head_only:
             return "the target's pre-logits, no copied part"
         return f"target '{self.tap}' -> source '{self.cut}', {self.kept}"
+
+    @property
+    def not_finite(self) -> str | None:
+        """The first figure that is no number, if any."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                return name
+        return None
 
     @property
     def kept(self) -> str:

@@ -428,13 +428,14 @@ def test_5_nothing_is_unpickled_or_built_because_a_file_says_so(tmp_path, made):
 HALFWAY = """
 import os, sys
 from pnc_cli import cli
-from pnc_cli.files import opened, patch
+from pnc_cli.files import atomic, opened, patch
 
 sent = int(sys.argv.pop())
+if sent < 0:  # as where files have names from the first
+    sent, atomic.NAMELESS = -sent, 0
 
 def read_span(*args, real=opened.read_span):
     yield next(real(*args))
-    assert [n for n in os.listdir() if n.endswith(".tmp")], "the work has not begun"
     os.kill(os.getpid(), sent)
     yield b""
 
@@ -449,21 +450,88 @@ def run_halfway(folder, args, sent):
     return subprocess.run(args, cwd=folder, env=ENVIRONMENT, capture_output=True)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=str
+)
 @pytest.mark.parametrize("command", ["inject", "eject"])
 def test_6_a_signal_halfway_leaves_the_folder_as_it_was(made, tmp_path, command, sent):
     args = [command, made.target, made.clone] if command == "inject" else [command, made.patched]
     ran = run_halfway(tmp_path, args, sent)
     left = list(tmp_path.iterdir())
-    if sent == signal.SIGKILL:  # nobody can clean up after that, but no output has appeared
-        assert ran.returncode == -sent
-        assert [p.name.startswith(".out.safetensors.") and p.suffix == ".tmp" for p in left] == [
-            True
-        ]
+    if sent == signal.SIGKILL:  # nobody can clean up after that, nor has to
+        assert (ran.returncode, left) == (-sent, [])
         return
     assert ran.returncode == 130 and left == []
     assert json.loads(ran.stdout)["error"]["code"] == "interrupted"
     assert ran.stderr == b"pnc: error: interrupted; nothing was left behind\n"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=str)
+def test_6_without_nameless_files_the_next_run_removes_what_was_left(made, tmp_path, sent):
+    args = ["eject", made.patched, "-o", "out.safetensors"]
+    ran = run_halfway(tmp_path, args[:2], -sent)
+    left = list(tmp_path.iterdir())
+    assert ran.returncode == (-sent if sent == signal.SIGKILL else 130)
+    assert [p.suffix for p in left] == ([".tmp"] if sent == signal.SIGKILL else [])
+    assert pnc(*args, cwd=tmp_path).code == 0
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+AT_THE_END = """
+import os, sys
+from pnc_cli import cli
+from pnc_cli.files import atomic
+
+sent = int(sys.argv.pop())
+
+def publish(self, *, replace, real=atomic._Staged.publish):
+    os.kill(os.getpid(), sent)
+    real(self, replace=replace)
+    os.kill(os.getpid(), sent)
+
+atomic._Staged.publish = publish
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["new", "replaced"])
+def test_6_a_signal_among_the_last_steps_comes_after_them_and_is_told_so(
+    made, tmp_path, sent, force
+):
+    command = ["inject", made.target, made.clone, "-o", "out.safetensors"]
+    if force:
+        assert pnc(*command, cwd=tmp_path).code == 0
+    ran = subprocess.run(
+        [sys.executable, "-c", AT_THE_END, *command, *force, str(int(sent))],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+    )
+    assert ran.returncode == 130
+    written = b"interrupted when this had been written, complete: out.safetensors, out.json"
+    assert written in ran.stderr and b"nothing was left behind" not in ran.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.safetensors"]
+    assert sha256(tmp_path / "out.safetensors") == sha256(made.patched)
+
+
+def test_6_a_hang_up_that_is_ignored_stays_so(made, tmp_path):
+    def nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    code = HALFWAY.replace('yield b""', "yield from rest").replace(
+        "yield next(real(*args))", "rest = real(*args); yield next(rest)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "eject", made.patched, "-o", "out.safetensors"]
+        + [str(int(signal.SIGHUP))],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        preexec_fn=nohup,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert sha256(tmp_path / "out.safetensors") == sha256(made.target)
 
 
 def test_6_inputs_are_never_written_to(made, tmp_path):

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..channels.groups import prunable_groups, shrink_graph, what_stays
 from ..data import Images, ImageSource, Reconciled, normalize, reconcile
-from ..errors import BadInput, UsageError, in_words
+from ..errors import BadInput, OutOfMemory, UsageError, in_words
 from ..files.clone_file import Clone, open_clone, verify_clone
 from ..files.forms import is_counter
 from ..files.header import read_header
 from ..files.opened import open_checkpoint
 from ..files.patch import check_fit
 from ..manifest import Features, Manifest, ModuleTensor, Preprocessing
+from ..network.finite import check_features
 from ..network.fitting import same_tensors
 from ..network.graph import trace
 from ..network.head import classifier_names, find_head, target_pre_logits
@@ -31,6 +32,7 @@ from ..network.tensors import read_tensors
 from ..progress import Note, no_note
 from .adapter import Adapter
 from .branches import Branches
+from .claimed import check_cost
 from .compensation import Compensation
 from .join import Join, from_tensors
 
@@ -292,6 +294,7 @@ def load(
 
 def _branch(clone: Clone) -> Branch | HeadOnly:
     m: Manifest = clone.manifest
+    check_cost(clone)
     header = read_header(clone.path)
     entries = {n: header.tensors[clone.prefix + n] for n in clone.tensors}
     tensors = read_tensors(clone.path, header, entries)
@@ -313,6 +316,8 @@ def _branch(clone: Clone) -> Branch | HeadOnly:
         adapter.load_state_dict(part["adapter"])
         compensation.fold_into(module.part)
     except (RuntimeError, KeyError, ValueError) as e:
+        if (lacking := OutOfMemory.of(e)) is not None:
+            raise lacking from None
         raise BadInput(f"{clone.path}: clone '{clone.name}': {in_words(e)}") from None
     return Branch(m.tap.position, adapter, module, join)
 
@@ -327,8 +332,19 @@ def answer(model: PatchedModel, images: Images) -> tuple[Tensor, Tensor]:
     """Logits (N, C) of images of the model's classes, and their labels (N,) among them."""
     how, device = preprocessing_of(model), next(model.parameters()).device
     number = {name: i for i, name in enumerate(model.label_names)}
-    logits = model(normalize(images.views[0].to(device), how)).cpu()
+    x = normalize(images.views[0].to(device), how)
+    logits = model(x).cpu()
+    _check_logits(model, x, logits)
     return logits, torch.tensor([number[n] for n in images.labels])
+
+
+def _check_logits(model: PatchedModel, x: Tensor, logits: Tensor) -> None:
+    """Raises ``BadInput`` naming the target or the clone whose logits (N, C) of ``x`` are no numbers."""
+    check_features("the target", model.target, x, {"logits": logits[:, : model.target_classes]})
+    at = model.target_classes
+    for m in model.manifests:
+        own, at = logits[:, at : at + len(m.labels)], at + len(m.labels)
+        check_features(f"clone '{m.name}'", model, x, {"logits": own})
 
 
 def rebuild_module(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..errors import BadInput
+from .bounds import MAX_ENTRIES
 
 SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .tga .ico "
@@ -33,6 +34,7 @@ class Found:
     files: list[str]
     folders: list[str] = field(default_factory=list)
     links_up: list[str] = field(default_factory=list)  # to a folder that they lie in
+    links_again: list[str] = field(default_factory=list)  # to a folder, seen by another way before
     special: list[str] = field(default_factory=list)  # sockets, pipes, devices
 
 
@@ -49,9 +51,11 @@ class Sorted:
 
 
 def walk(root: Path) -> Found:
-    """All files under ``root``, links followed.  Raises ``BadInput`` for a folder that cannot be
-    listed."""
-    found = Found([])
+    """All files under ``root``, each link followed once.
+
+    Raises ``BadInput`` for a folder that cannot be listed, and for more than ``MAX_ENTRIES``.
+    """
+    found, followed, count = Found([]), set(), 0
     real = os.path.realpath(root)
     waiting: list[tuple[str, str, frozenset[str]]] = [("", str(root), frozenset({real}))]
     while waiting:
@@ -61,21 +65,44 @@ def walk(root: Path) -> Found:
                 entries = sorted(listed, key=lambda e: e.name)
         except OSError as e:
             raise BadInput(f"{path}: cannot be listed: {e.strerror}") from e
+        count += len(entries)
+        if count > MAX_ENTRIES:
+            raise _too_many(str(root))
         for entry in entries:
             own = f"{name}/{entry.name}" if name else entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""
                 if target in above:
                     found.links_up.append(own)
                     continue
+                if target:  # two folders of links to each other would be walked in all orders
+                    link = os.path.realpath(path), entry.name
+                    if link in followed:
+                        found.links_again.append(own)
+                        continue
+                    followed.add(link)
                 found.folders.append(own)
                 inside = target or os.path.realpath(entry.path)
                 waiting.append((own, entry.path, above | {inside}))
-            elif entry.is_file() or _is_dangling(entry):
+            elif _is_dangling(entry) or entry.is_file():
                 found.files.append(own)
             else:
                 found.special.append(own)
     return found
+
+
+def _too_many(where: str) -> BadInput:
+    return BadInput(
+        f"{where}: has more than {MAX_ENTRIES:,} files and folders, pnc's limit",
+        hint="is there a link in it to somewhere else?",
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _is_dangling(entry: os.DirEntry[str]) -> bool:
@@ -89,8 +116,11 @@ def _is_dangling(entry: os.DirEntry[str]) -> bool:
 def members(tar: tarfile.TarFile) -> tuple[Found, dict[str, tarfile.TarInfo]]:
     """What is in a tar, and each of its files; the last of several by one name, as tar has it."""
     files: dict[str, tarfile.TarInfo] = {}
-    folders, special = [], []
+    folders: list[str] = []
+    special: list[str] = []
     for member in tar:
+        if len(files) + len(folders) + len(special) > MAX_ENTRIES:
+            raise _too_many(str(tar.name))
         name = os.path.normpath(member.name).lstrip("/").replace(os.path.sep, "/")
         if member.isdir():
             if name != ".":

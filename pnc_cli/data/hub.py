@@ -13,6 +13,8 @@ from typing import Any
 from PIL import Image
 
 from ..errors import BadInput, UsageError
+from ..files.bounded import read_bounded
+from .bounds import MAX_FILE
 
 SAFE = 4  # since then the package runs no code that lies in a data set
 
@@ -34,7 +36,7 @@ class Rows:
             if image.get("path"):
                 name = f"{self.name}:{Path(image['path']).name}"
             data = image.get("bytes")
-            return name, Path(image["path"]).read_bytes() if data is None else data
+            return name, read_bounded(Path(image["path"]), MAX_FILE) if data is None else data
         except Exception as e:  # a file that is gone, a broken table
             return name, e
 

@@ -11,12 +11,14 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from PIL import Image
 
 from ..errors import BadInput, UsageError
+from ..files.bounded import open_regular
 from ..files.inputs import remember, remember_many
+from .bounds import MAX_FILE, Member, too_large
 from .folders import EXAMPLE, Found, Sorted, check_places, members, sort_out, walk
 
 PER_CLASS = 100  # images of a class that are read, unless another number is asked for,
@@ -128,7 +130,8 @@ def _of_tar(path: Path, source: str, labelled: bool) -> ImageSource:
         raise _not_a_tar(path, source)
     try:
         remember(path)
-        tar = tarfile.open(path, "r:")  # it is read from as long as the source is
+        # it is read from as long as the source is
+        tar = tarfile.open(fileobj=open_regular(path), mode="r:", tarinfo=Member)
         found, infos = members(tar)
     except (tarfile.TarError, OSError, EOFError) as e:
         raise _not_a_tar(path, source, e) from e
@@ -148,6 +151,7 @@ def _source(name: str, files: Files, listed: Sorted, found: Found, labelled: boo
         ("hidden, or left behind by a system", listed.hidden),
         ("beside the class folders", beside if labelled else []),
         ("a link to a folder that it lies in", found.links_up),
+        ("a link that was followed before, by another way", found.links_again),
         ("no plain file", found.special),
     ]
     left_out = [LeftOut(why, files_) for why, files_ in reasons if files_]
@@ -166,7 +170,7 @@ def _checked(source: ImageSource) -> ImageSource:
 
 def _not_a_tar(path: Path, source: str, error: Exception | None = None) -> BadInput:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(8)
     except OSError as e:
         return BadInput(f"{source}: cannot be read: {e.strerror}")
@@ -190,11 +194,21 @@ class InFolder:
     images: list[str]
 
     def read(self, index: int) -> tuple[str, bytes | Exception]:
-        path = self.root / self.images[index]
+        path, name = self.root / self.images[index], f"{self.name}:{self.images[index]}"
         try:
-            return f"{self.name}:{self.images[index]}", path.read_bytes()
-        except OSError as e:  # a dangling link
-            return f"{self.name}:{self.images[index]}", e
+            with open_regular(path) as file:
+                return name, _bounded(name, file)
+        except (OSError, BadInput, MemoryError) as e:  # a dangling link
+            return name, e
+
+
+def _bounded(name: str, file: IO[bytes]) -> bytes:
+    """All of ``file``.  Raises ``BadInput`` where that is more than pnc reads of an image."""
+    size = file.seek(0, 2)
+    if size > MAX_FILE:
+        raise too_large(name, size)
+    file.seek(0)
+    return file.read(MAX_FILE)
 
 
 @dataclass(frozen=True)
@@ -213,7 +227,7 @@ class InTar:
             if file is None:
                 return name, ValueError("a link to what is no file")
             with file:
-                return name, file.read()
+                return name, _bounded(name, file)
         except Exception as e:  # a link to nothing, a truncated tar
             return name, e
 

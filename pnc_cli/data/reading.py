@@ -24,10 +24,12 @@ from torch import Tensor
 from ..errors import BadInput, Incompatible, in_words
 from ..manifest import Preprocessing
 from ..progress import Progress, no_progress
+from .bounds import BYTES_TOGETHER, PIXELS_TOGETHER, Allowance, check_pixels, is_out_of_memory
 from .listing import ImageSource
 
 CHUNK = 256  # images are decoded at a time, fewer where they have more than
 CHUNK_BYTES = 64 * 3 * 224 * 224  # of pixels together: networks run on a chunk as it is
+Undecoded = tuple[str, bytes | Image.Image | Exception]  # name, and what there is of the image
 AHEAD = 2  # chunks are decoded while the caller works on one
 
 
@@ -95,19 +97,27 @@ def read_images(
     """What :func:`load_images` gives, a few images at a time, read as they are asked for.
 
     They are at most ``CHUNK``, and ``CHUNK_BYTES`` of pixels or one image.  While the caller works
-    on them the next are decoded, ``AHEAD`` times as many.
+    on them the next are decoded, ``AHEAD`` times as many.  How much is decoded at a time is bounded
+    too, whatever the images (:mod:`.bounds`).  Raises ``MemoryError`` where the machine has too little:
+    that is no fault of an image's.
     """
     distinct = {_key(v): v for v in views}
     transforms = [_transform(v) for v in distinct.values()]
+    allowance = Allowance(PIXELS_TOGETHER)
 
-    def decode(item: tuple[str, bytes | Image.Image | Exception]) -> list[Tensor] | Exception:
+    def decode(item: Undecoded) -> list[Tensor] | Exception:
         name, data = item
         try:
             if isinstance(data, Exception):
                 raise data
             image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
-            return [t(image) for t in transforms]
+            with allowance.of(check_pixels(name, image)):
+                return [t(image) for t in transforms]
+        except BadInput as e:
+            return e
         except Exception as e:  # Pillow's decoders raise nearly anything on broken files
+            if is_out_of_memory(e):
+                raise MemoryError(f"{name}: {e or 'no memory is left'}") from e
             return BadInput(
                 f"{name}: does not decode as an image: {_why(e, data)}",
                 hint="remove it, or give --skip-bad to go on without it",
@@ -116,8 +126,9 @@ def read_images(
     wanted = [(label, i) for label, indices in chosen.items() for i in indices]
 
     def read(part: slice) -> Images:
-        items = [source.read(i) for _, i in wanted[part]]
-        decoded = list(pool.map(decode, items))
+        decoded: list[list[Tensor] | Exception] = []
+        for items in _read(source, [i for _, i in wanted[part]]):
+            decoded += pool.map(decode, items)
         if bad := [d for d in decoded if isinstance(d, Exception)]:
             if not skip_bad:
                 raise bad[0]
@@ -142,6 +153,19 @@ def read_images(
             f"{source.name}: no image could be read",
             hint="are the folder names the classes' labels?",
         )
+
+
+def _read(source: ImageSource, indices: Iterable[int]) -> Iterator[list[Undecoded]]:
+    """The images ``indices``, undecoded, as many at a time as may be held."""
+    items, held = [], 0
+    for i in indices:
+        name, data = source.read(i)
+        items.append((name, data))
+        held += len(data) if isinstance(data, bytes) else 0
+        if held > BYTES_TOGETHER:
+            yield items
+            items, held = [], 0
+    yield items
 
 
 def _why(error: Exception, data: bytes | Image.Image | Exception) -> str:

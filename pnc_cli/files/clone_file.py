@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, UsageError
-from ..manifest import Manifest, canonical_json, parse
+from ..manifest import MAX_DOCUMENT, Manifest, canonical_json, parse
 from .atomic import Outputs
+from .bounded import read_bounded
 from .digest import TensorDigest, combined_sha256, read_span
 from .finite import all_finite
 from .header import TensorEntry, format_header, read_header
@@ -61,7 +62,10 @@ def open_clone(path: Path) -> Clone:
         raise BadInput(f"{path}: tensor '{strangers[0]}' belongs to no part of a clone")
     manifest = parse(metadata[MANIFEST_KEY], Manifest, str(path))
     sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and sidecar.read_bytes() != metadata[MANIFEST_KEY].encode("utf-8"):
+    embedded = metadata[MANIFEST_KEY].encode("utf-8")
+    if sidecar.is_file() and (
+        sidecar.stat().st_size != len(embedded) or read_bounded(sidecar, len(embedded)) != embedded
+    ):
         raise BadInput(
             f"{sidecar}: differs from the manifest inside {path.name}",
             hint=f"the embedded one is the truth: remove {sidecar.name}",
@@ -85,6 +89,16 @@ class RawTensor:
 def raw_sha256(tensors: Mapping[str, RawTensor]) -> str:
     """The digest that a clone's manifest holds of its ``tensors``."""
     return combined_sha256({n: t.digest() for n, t in tensors.items()})
+
+
+def check_finite(name: str, tensors: Mapping[str, RawTensor]) -> None:
+    """Raises ``BadInput`` naming the first of a new clone's ``tensors`` that is not all numbers."""
+    for tensor, raw in tensors.items():
+        if not all_finite(raw.dtype, raw.data):
+            raise BadInput(
+                f"clone '{name}': its tensor '{tensor}' came out with numbers that are not finite",
+                hint="look at what source and target say of the images: pnc eval",
+            )
 
 
 def verify_clone(clone: Clone) -> None:
@@ -161,9 +175,15 @@ def sidecar_of(path: Path) -> Path:
     ``path`` has another ending than ``.safetensors``."""
     check_ending(path)
     sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and b'"schema": "pnc.' not in sidecar.read_bytes():
+    if sidecar.is_file() and not _is_ours(sidecar):
         raise UsageError(
             f"{sidecar}: exists and is not a manifest of pnc's; it would be replaced",
             hint="choose another -o, or move that file away",
         )
     return sidecar
+
+
+def _is_ours(document: Path) -> bool:
+    if document.stat().st_size > MAX_DOCUMENT:
+        return False
+    return b'"schema": "pnc.' in read_bounded(document, MAX_DOCUMENT)

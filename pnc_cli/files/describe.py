@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from ..manifest import Manifest, Patched, parse, to_plain
+from ..manifest import MAX_DOCUMENT, Manifest, Patched, parse, to_plain
 from ..plan import Plan
+from .bounded import read_bounded
 from .clone_file import MANIFEST_KEY, PARTS, TARGET_HEADER_KEY, open_clone, verify_clone
 from .digest import file_sha256
 from .forms import checkpoint_file, name_prefix, own_names
@@ -63,7 +64,7 @@ def describe(path: Path) -> Description:
 
 def _document(path: Path) -> Description:
     try:
-        text = path.read_bytes()
+        text = read_bounded(path, MAX_DOCUMENT)
         fields = json.loads(text)
     except (OSError, ValueError, RecursionError) as e:
         raise BadInput(f"{path}: not a JSON document: {e}") from None

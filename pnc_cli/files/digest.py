@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import BadInput
+from .bounded import open_regular
 from .header import Header
 
 CHUNK = 1 << 20
@@ -30,7 +31,7 @@ def read_span(f: BinaryIO, start: int, size: int, where: object) -> Iterator[byt
 
 def file_sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             h = hashlib.sha256()
             while chunk := f.read(CHUNK):
                 h.update(chunk)

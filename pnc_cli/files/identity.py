@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import BadInput
 from ..manifest import check_model_args
 from .architectures import Match, Shapes, find
+from .bounded import MAX_SIDECAR, read_bounded
 from .forms import left_out, own_names, readings
 from .header import Header
 
@@ -169,6 +170,11 @@ def _from_metadata(header: Header, path: Path) -> Identity | None:
     for key in ("architecture", "num_classes", "model_args", *LABELS, "pretrained_cfg"):
         if key in given:
             text = given[key]
+            if len(text) > MAX_SIDECAR:
+                raise BadInput(
+                    f"{path}: metadata '{key}' has {len(text):,} characters; pnc reads at most "
+                    f"{MAX_SIDECAR:,}"
+                )
             try:
                 fields[key] = text if key == "architecture" else _json(text)
             except (ValueError, RecursionError) as e:
@@ -178,7 +184,7 @@ def _from_metadata(header: Header, path: Path) -> Identity | None:
 
 def _from_json(path: Path) -> Identity | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, MAX_SIDECAR).decode("utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as e:

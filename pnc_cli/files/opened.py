@@ -76,11 +76,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
             hint="another tool has rewritten it since it was patched; inject into the target again",
         )
     clones, strangers = [], set(header.tensors) - set(own)
+    by_clone: dict[str, dict[str, TensorEntry]] = {}
+    for n in header.tensors:
+        if n.startswith(RESERVED):
+            clone, _, inside = n.removeprefix(RESERVED).partition(".")
+            by_clone.setdefault(clone, {})[inside] = header.tensors[n]
     for manifest in patched.clones:
         prefix = f"{RESERVED}{manifest.name}."
-        ours = {
-            n.removeprefix(prefix): t for n, t in header.tensors.items() if n.startswith(prefix)
-        }
+        ours = dict(by_clone.get(manifest.name, {}))
         strangers -= {prefix + n for n in ours}
         ours.pop("padding", None)
         check_sound(manifest, ours, path)

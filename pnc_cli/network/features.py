@@ -5,7 +5,7 @@ Nothing is kept here: images come in, a batch at a time, and what the network sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import batches, normalize
+from .finite import check_features
 from .head import target_pre_logits
 from .load import Network
 from .position import INPUT, tensors_in
@@ -55,9 +56,21 @@ def watching(
         def look(x: Tensor) -> Seen:
             logits = network.model(x)
             found = Answers(target_pre_logits(seen, heads, logits), logits)
-            return Seen({p: seen[p] for p in positions}, found)
+            features = {p: seen[p] for p in positions}
+            _check(network, x, features, found)
+            return Seen(features, found)
 
         yield look
+
+
+def _check(
+    network: Network, x: Tensor, features: Mapping[str, Tensor], answers: Answers | None = None
+) -> None:
+    """Raises ``BadInput`` for what a network says of images ``x`` and is no number."""
+    told = {f"features at '{position}'": t for position, t in features.items()}
+    if answers is not None:
+        told |= {"pre-logits": answers.pre, "logits": answers.logits}
+    check_features(network.path, network.model, x, told)
 
 
 class _Enough(Exception):
@@ -90,6 +103,7 @@ def glancing(
                 pass
         found = {**seen, **({INPUT: x} if INPUT in positions else {})}
         seen.clear()
+        _check(network, x, found)
         return found
 
     with ExitStack() as hooks:

@@ -8,8 +8,9 @@ passes over too.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ import timm
 import torch
 from torch import nn
 
-from ..errors import BadInput, Incompatible, UsageError, in_words
+from ..errors import BadInput, Incompatible, OutOfMemory, UsageError, in_words
 from ..files.digest import TensorDigest, combined_sha256, read_digested
 from ..files.identity import Identity, resolve_identity
 from ..files.opened import Checkpoint, open_checkpoint
@@ -32,6 +33,8 @@ from .architecture import (
     resolve,
 )
 from .blank import without_filling, without_memory
+from .bounds import LARGEST, Bounds, TooLarge, bounded
+from .finite import check_weights
 from .fitting import check_answers, passed_over, remark
 from .head import classifier_names
 from .registry import recognise
@@ -140,7 +143,7 @@ def load_network(
 
 def build_architecture(ref: NetworkRef) -> nn.Module:
     """The architecture of ``ref``, frozen, in eval mode; its weights have no values yet."""
-    with without_filling():
+    with without_filling(), bounded("the manifest", LARGEST):
         model = _create(
             "the manifest",
             ref.architecture,
@@ -170,8 +173,10 @@ def _build(
     weights, name = checkpoint.weights, known.name
     classes = class_count(path, weights, identity, known.cfg)
     size = input_size(path, weights, identity, known.cfg)
-    _check_shapes(checkpoint, name, identity, classes, size)
-    with without_filling():
+    numbers = sum(math.prod(t.shape) for t in weights.values())
+    most = Bounds.of_file(len(weights), numbers)
+    _check_shapes(checkpoint, name, identity, classes, size, most)
+    with without_filling(), bounded(str(path), most):
         model = _create(str(path), name, classes, size, identity.model_args)
     own = cast(dict[str, Any], model.pretrained_cfg)
     view = {**(known.cfg if known.tag else own), **identity.preprocessing}
@@ -202,6 +207,8 @@ def _create(
             **args,
         )
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
+        if (lacking := OutOfMemory.of(e)) is not None:
+            raise lacking from e
         raise BadInput(
             f"{where}: timm cannot build '{name}' with model_args {args}: {in_words(e)}",
             hint="model_args must be arguments of that architecture in timm",
@@ -214,11 +221,14 @@ def _check_shapes(
     identity: Identity,
     classes: int,
     size: tuple[int, int, int],
+    most: Bounds,
 ) -> None:
     """Compares the file with the architecture before memory is spent on it."""
     try:
-        with without_memory():
+        with without_memory(), bounded(str(checkpoint.path), replace(most, numbers=None)):
             model = _create(str(checkpoint.path), name, classes, size, identity.model_args)
+    except TooLarge:
+        raise
     except (NotImplementedError, BadInput):  # with memory it may work: older timms compute here
         return
     passed_over(checkpoint, model, identity)
@@ -254,6 +264,7 @@ def _load_strictly(
     digests, sha256 = read_digested(
         path, checkpoint.header, checkpoint.target, checkpoint.names, where
     )
+    check_weights(path, checkpoint.prefix, state)
     model.eval().requires_grad_(False)
     return digests, sha256, extra
 

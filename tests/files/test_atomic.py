@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 import pytest
 from support.handmade import snapshot
@@ -127,7 +128,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
 
 
 def test_without_hard_links_files_are_renamed(tmp_path, monkeypatch):
-    def no_links(*args):
+    def no_links(*args, **kwargs):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
@@ -197,3 +198,99 @@ def test_a_long_name_gets_a_temporary_name_that_is_not_too_long(tmp_path):
     write(tmp_path, names=["n" * 255])
     assert [p.name for p in tmp_path.iterdir()] == ["n" * 255]
     assert atomic.check_output(tmp_path / "other").name == "other"
+
+
+# strays -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["nameless", "hidden"])
+def way(request, monkeypatch):
+    """How a file is kept until it is complete."""
+    if request.param == "hidden":
+        monkeypatch.setattr(atomic, "NAMELESS", 0)
+    elif not atomic.NAMELESS:
+        pytest.skip("this system has no files without a name")
+    return request.param
+
+
+def test_a_file_has_no_name_until_it_is_complete(tmp_path, way):
+    with Outputs() as outputs:
+        outputs.open(tmp_path / "main").write(b"x")
+        assert len(list(tmp_path.iterdir())) == (0 if way == "nameless" else 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["main"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_both_ways_write_the_same(tmp_path, way, force):
+    if force:
+        write(tmp_path, text=b"old")
+    write(tmp_path, force=force)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "main": b"new",
+        "sidecar": b"new",
+    }
+
+
+def stray(folder, name="main", suffix="tmp"):
+    path = folder / f".{name}.0123456789ab.{suffix}"
+    path.write_bytes(b"left by a process that was killed")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["tmp", "old"])
+@pytest.mark.parametrize("name", ["main", "sidecar", "n" * 255])
+def test_what_a_dead_process_left_is_removed_by_the_next_run(tmp_path, way, name, suffix):
+    left = stray(tmp_path, name[:200], suffix)
+    write(tmp_path, names=[name])
+    assert not left.exists()
+
+
+def test_what_a_living_process_writes_is_not_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "NAMELESS", 0)
+    with pytest.raises(UsageError, match="exists"):
+        with Outputs() as first:
+            first.open(tmp_path / "main").write(b"first")
+            [hidden] = tmp_path.iterdir()
+            atomic._hidden.clear()  # as another process would see it
+            write(tmp_path)
+            assert hidden.exists()
+    assert (tmp_path / "main").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    "name", [".other.0123456789ab.tmp", ".main.0123456789ab.tmp.txt", ".main.tmp", "main.old"]
+)
+def test_files_of_others_stay(tmp_path, name):
+    (tmp_path / name).write_bytes(b"theirs")
+    write(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"theirs"
+
+
+def test_a_name_of_many_bytes_gets_a_hidden_name_that_is_not_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "NAMELESS", 0)
+    write(tmp_path, names=["é" * 127])
+    assert [p.name for p in tmp_path.iterdir()] == ["é" * 127]
+
+
+def test_a_signal_while_a_file_is_made_comes_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "NAMELESS", 0)
+    real = os.open
+
+    def interrupted(*args, **kwargs):
+        fd = real(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+        return fd
+
+    with pytest.raises(KeyboardInterrupt):
+        with Outputs() as outputs:
+            monkeypatch.setattr(os, "open", interrupted)
+            outputs.open(tmp_path / "main")
+    monkeypatch.undo()
+    assert snapshot(tmp_path) == {}
+
+
+def test_it_is_said_what_was_replaced_before_it_failed(tmp_path, monkeypatch):
+    write(tmp_path, text=b"old")
+    monkeypatch.setattr(os, "replace", failing("replace", 2, FULL))
+    with pytest.raises(UsageError, match="only main was replaced, and is complete"):
+        write(tmp_path, force=True)

@@ -170,7 +170,7 @@ def test_a_file_is_refused_with(tmp_path, data, message):
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is a folder, expected a regular file"):
         read_header(tmp_path)
 
 

@@ -66,6 +66,33 @@ def pnc_peak(*args, cwd):
     return kilobytes * 1024
 
 
+_MEASURED = """
+import os, subprocess, sys
+
+out, err, *command = sys.argv[1:]
+child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=open(out, "w"), stderr=open(err, "w"))
+_, status, used = os.wait4(child.pid, 0)
+print(os.waitstatus_to_exitcode(status), used.ru_maxrss)
+"""
+
+
+def pnc_within(seconds, *args, cwd):
+    """Runs the command, which is killed after so many ``seconds``; what came of it, and its peak memory
+    in bytes (as :func:`pnc_peak`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder, "out"), Path(folder, "err")]
+        ran = subprocess.run(
+            [sys.executable, "-c", _MEASURED, *map(str, streams), "timeout", "-s", "KILL"]
+            + [str(seconds), *COMMAND, *map(str, args)],
+            cwd=cwd,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+        code, kilobytes = map(int, ran.stdout.split())
+        return Ran(code, *(s.read_text("utf-8") for s in streams)), kilobytes * 1024
+
+
 def pnc_forked(*args, cwd):
     """The same from ``main()`` on, in a process forked off one that has imported torch already.
 
