@@ -150,8 +150,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     for i in range(1, 1500):
         (folder / "red" / f"{i}.png").symlink_to(folder / "red" / "0.png")
     path = tmp_path / "net.safetensors"
-    model = timm.create_model("test_resnet", num_classes=1)
-    save_checkpoint(path, model, "test_resnet", ["red"], size=224)
+    model = timm.create_model("test_resnet", num_classes=2)
+    save_checkpoint(path, model, "test_resnet", ["red", "blue"], size=224)
     command = [sys.executable, "-c", CHILD, str(path), str(folder)]
     root = Path(__file__).resolve().parents[1]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
