@@ -49,7 +49,7 @@ def test_a_row_can_be_chosen(made, planned):
         (("--share", "0.5"), lambda c, p: c["share"] == 0.5),
         (("--tap", "layer2", "--share", "1"), lambda c, p: (c["tap"], c["share"]) == ("layer2", 1)),
     ],
-    ids=str,
+    ids=lambda v: None if callable(v) else str(v),
 )
 def test_options_choose_the_best_row_that_is_so(made, planned, options, like):
     _, plan = planned
