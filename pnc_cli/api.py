@@ -33,8 +33,8 @@ from .given import (
     check_data,
     check_name,
     check_outputs,
-    held_against_its_architecture,
     load_task,
+    looked_into,
     names,
     note_clone,
     paths,
@@ -446,15 +446,16 @@ def load(
     )
 
 
-def info(file: File) -> Description:
+def info(file: File, *, source: File | None = None) -> Description:
     """Says what ``file`` is (checkpoint, clone, patched checkpoint, plan or manifest), and checks it.
 
     ``problems`` of the result are what is wrong with it; ``sound`` is whether it was checked and
     nothing is.  A checkpoint is held against the tensors of its architecture: by an index, or by
     loading it where that does not know the architecture as it is (its ``model_args``), with torch.
+    With its ``source`` each copied tensor of a clone is compared with it.
 
     >>> import pnc_cli
     >>> pnc_cli.info("clone.safetensors").document["kind"]
     'clone'
     """
-    return held_against_its_architecture(Path(file), describe(Path(file)))
+    return looked_into(Path(file), describe(Path(file)), source)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import PncError, UsageError
+from .files.against_source import held_against_source
 from .files.atomic import check_output
 from .files.clone_file import sidecar_of
 from .files.describe import Description
@@ -283,6 +284,12 @@ def check_clone_output(output: File | None, *, force: bool) -> None:
         path = Path(output)
         check_output(path, force=force)
         check_output(sidecar_of(path), force=force, beside=path)
+
+
+def looked_into(path: Path, found: Description, source: File | None) -> Description:
+    """``found``, held against the architecture that it is said to be of, and against a ``source``."""
+    found = held_against_its_architecture(path, found)
+    return found if source is None else held_against_source(found, path, Path(source))
 
 
 def held_against_its_architecture(path: Path, found: Description) -> Description:

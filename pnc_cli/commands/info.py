@@ -19,6 +19,10 @@ def info(
         Path | None,
         o.positional("FILE", "Checkpoint, clone, patched checkpoint, plan or manifest."),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="Compare each copied tensor of a clone with this source."),
+    ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of pnc's documents.")
     ] = False,
@@ -34,7 +38,7 @@ def info(
         return
     if file is None:
         raise UsageError("Missing argument 'FILE'", hint="pnc info FILE")
-    found = api.info(o.existing(file, "FILE"))
+    found = api.info(o.existing(file, "FILE"), source=source and o.existing(source, "--source"))
     report = Report("info", as_json=as_json, quiet=quiet)
     document = {**found.document, "sound": found.sound, "problems": list(found.problems)}
     if not found.problems:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..errors import Incompatible
-from .clone_file import Clone
+from ..errors import Incompatible, UsageError
+from .clone_file import Clone, open_clone
+from .describe import Description
 from .digest import combined_sha256, read_span
 from .header import DTYPE_BITS, TensorEntry
-from .opened import Checkpoint
+from .opened import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,29 @@ def verify_source(clone: Clone, source: Checkpoint) -> Verified:
     sha256 = combined_sha256(source.target_digests())
     same = sha256 == clone.manifest.source.tensors_sha256
     return Verified(len(clone.manifest.module), total, same)
+
+
+def held_against_source(found: Description, path: Path, source: Path) -> Description:
+    """``found`` with what the copied tensors of the clone, or clones, in ``path`` are beside ``source``.
+
+    Raises ``Incompatible`` where one is not the source's slice, ``UsageError`` for a file without
+    clones.
+    """
+    kind = found.document["kind"]
+    if kind not in ("clone", "patched checkpoint"):
+        raise UsageError(
+            f"{path}: --source is for clones and patched checkpoints", hint=f"pnc info {path}"
+        )
+    clones = [open_clone(path)] if kind == "clone" else open_checkpoint(path).clones
+    checkpoint, lines, copied = open_checkpoint(source), [found.text], []
+    for clone in clones:
+        verified = verify_source(clone, checkpoint)
+        copied.append({"clone": clone.name, **asdict(verified)})
+        count = f"{verified.tensors} tensors, {verified.bytes:,} bytes"
+        lines.append(f"clone '{clone.name}': {count}, all of them slices of {source}")
+        if not verified.same_source:
+            lines.append("  other tensors of that file are not those that the manifest names")
+    return replace(found, document={**found.document, "copied": copied}, text="\n".join(lines))
 
 
 def _differs(clone: Clone, source: Checkpoint, name: str, why: str) -> Incompatible:
