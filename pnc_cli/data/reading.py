@@ -30,6 +30,7 @@ from .listing import ImageSource
 CHUNK = 256  # images are decoded at a time, fewer where they have more than
 CHUNK_BYTES = 64 * 3 * 224 * 224  # of pixels together: networks run on a chunk as it is
 Undecoded = tuple[str, bytes | Image.Image | Exception]  # name, and what there is of the image
+FORMATS = "PNG JPEG MPO WEBP BMP DIB TIFF GIF PPM TGA ICO JPEG2000 AVIF".split()  # of Pillow's
 AHEAD = 2  # chunks are decoded while the caller works on one
 
 
@@ -110,7 +111,7 @@ def read_images(
         try:
             if isinstance(data, Exception):
                 raise data
-            image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+            image = data if isinstance(data, Image.Image) else _opened(data)
             with allowance.of(check_pixels(name, image)):
                 return [t(image) for t in transforms]
         except BadInput as e:
@@ -166,6 +167,12 @@ def _read(source: ImageSource, indices: Iterable[int]) -> Iterator[list[Undecode
             yield items
             items, held = [], 0
     yield items
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The image in ``data``, of one of ``FORMATS``, whatever its file is called: Pillow would try every
+    format it has, among them those that start another program (EPS starts Ghostscript)."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _why(error: Exception, data: bytes | Image.Image | Exception) -> str:

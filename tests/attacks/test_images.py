@@ -6,12 +6,13 @@ import tarfile
 from dataclasses import dataclass
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from support.networks import draw_folder
 
 from pnc_cli.data import load_images, open_images
 from pnc_cli.data.bounds import MAX_FILE, MAX_PIXELS, Allowance
-from pnc_cli.data.folders import walk
+from pnc_cli.data.folders import SUFFIXES, walk
+from pnc_cli.data.reading import FORMATS
 from pnc_cli.errors import BadInput
 from pnc_cli.manifest import Preprocessing
 
@@ -183,3 +184,22 @@ def test_a_pipe_as_folder_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x")
     with pytest.raises(BadInput, match="x: is a pipe, expected a regular file"):
         open_images(str(tmp_path / "x"))
+
+
+def test_5_a_drawing_that_would_start_another_program_is_no_image(tmp_path, monkeypatch):
+    """PostScript called .jpg: Pillow by itself starts Ghostscript to read it."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: started.append(args))
+    folder = tmp_path / "data" / "red"
+    folder.mkdir(parents=True)
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (folder / "x.jpg").write_text(text)
+    with pytest.raises(BadInput, match="x.jpg: does not decode as an image"):
+        read(tmp_path / "data")
+    assert not started
+
+
+def test_every_suffix_that_is_listed_has_its_format_among_those_that_are_read():
+    Image.init()
+    for suffix in SUFFIXES & Image.EXTENSION.keys():
+        assert Image.EXTENSION[suffix] in FORMATS, suffix
