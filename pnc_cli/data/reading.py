@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from .listing import ImageSource
 CHUNK = 256  # images are decoded at a time, fewer where they have more than
 CHUNK_BYTES = 64 * 3 * 224 * 224  # of pixels together: networks run on a chunk as it is
 Undecoded = tuple[str, bytes | Image.Image | Exception]  # name, and what there is of the image
-FORMATS = "PNG JPEG MPO WEBP BMP DIB TIFF GIF PPM TGA ICO JPEG2000 AVIF".split()  # of Pillow's
+FORMATS = "PNG JPEG WEBP BMP DIB TIFF GIF PPM TGA ICO JPEG2000 AVIF".split()  # MPO is read as JPEG
 AHEAD = 2  # chunks are decoded while the caller works on one
 
 
@@ -172,7 +173,14 @@ def _read(source: ImageSource, indices: Iterable[int]) -> Iterator[list[Undecode
 def _opened(data: bytes) -> Image.Image:
     """The image in ``data``, of one of ``FORMATS``, whatever its file is called: Pillow would try every
     format it has, among them those that start another program (EPS starts Ghostscript)."""
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of ``FORMATS`` that this Pillow has: asked for another it fails on every file."""
+    Image.init()
+    return [f for f in FORMATS if f in Image.OPEN]
 
 
 def _why(error: Exception, data: bytes | Image.Image | Exception) -> str:

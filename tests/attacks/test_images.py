@@ -203,3 +203,12 @@ def test_every_suffix_that_is_listed_has_its_format_among_those_that_are_read():
     Image.init()
     for suffix in SUFFIXES & Image.EXTENSION.keys():
         assert Image.EXTENSION[suffix] in FORMATS, suffix
+
+
+def test_bytes_of_no_format_do_not_decode_and_are_no_fault_of_ours(tmp_path):
+    """Each format that is listed is asked: one that this Pillow lacks would be a KeyError."""
+    folder = tmp_path / "data" / "red"
+    folder.mkdir(parents=True)
+    (folder / "x.png").write_bytes(b"no image at all")
+    with pytest.raises(BadInput, match="x.png: does not decode as an image: (?!.*(KeyError|MPO))"):
+        read(tmp_path / "data")
