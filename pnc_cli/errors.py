@@ -16,6 +16,7 @@ exit meaning
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 INTERNAL = 70
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
@@ -25,6 +26,12 @@ def in_words(error: BaseException) -> str:
     """What another's error says, without objects at addresses, which tell nobody anything and are
     others each time."""
     return _ADDRESS.sub("", str(error)).strip(" :") or type(error).__name__
+
+
+def some_of(names: Sequence[str], most: int = 10) -> str:
+    """The first of a list, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class PncError(Exception):

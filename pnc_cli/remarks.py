@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .errors import some_of
 from .manifest import Manifest
 from .plan import FEWEST, Candidate, Plan, Side
 from .schema import KnownAs
@@ -80,7 +81,6 @@ def _few_images(m: Manifest) -> list[str]:
     if not few:
         return []
     listed = [f"{n} ({count} image{'' if count == 1 else 's'})" for n, count in few.items()]
-    more = f", and {len(listed) - 10} more" if len(listed) > 10 else ""
     if m.measured.fitted:
         shown = (
             f"what is shown of {_sides(m.measured.fitted)} classes is of images that the clone was "
@@ -89,7 +89,7 @@ def _few_images(m: Manifest) -> list[str]:
     else:
         shown = "they have no part in what is shown"
     return [
-        f"no image was held out of {', '.join(listed[:10])}{more}: of fewer than {FEWEST} all are "
+        f"no image was held out of {some_of(listed)}: of fewer than {FEWEST} all are "
         f"learned from; {shown}"
     ]
 

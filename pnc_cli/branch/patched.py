@@ -302,10 +302,6 @@ def _branch(clone: Clone) -> Branch | HeadOnly:
         g: {n.removeprefix(g + "."): t for n, t in tensors.items() if n.startswith(g + ".")}
         for g in ("adapter", "module", "join")
     }
-    if sum(map(len, part.values())) != len(tensors):
-        raise BadInput(
-            f"{clone.path}: clone '{clone.name}' has tensors that belong to no part of it"
-        )
     try:
         join = from_tensors(m.join.kind, part["join"], len(m.classes))
         if m.tap is None or m.cut is None or m.adapter is None:
@@ -355,8 +351,8 @@ def rebuild_module(
     Raises ``BadInput`` when the tensors are not those the cut architecture needs.
     """
     tr = trace(source, manifest.source.preprocessing.input_size)
-    head = find_head(tr, classifier_names(source))
-    part = _part(tr, tr.position(cut.position), head)
+    heads = classifier_names(source)
+    part = _part(tr, tr.position(cut.position), find_head(tr, heads))
     tensors, slices = completed(part, tensors, manifest.module)
     needed = {n for n in part.state_dict() if n in tensors or not is_counter(n)}
     if needed != set(tensors):
@@ -367,7 +363,7 @@ def rebuild_module(
             f"tensor '{odd}' is {'missing' if odd in needed else 'unexpected'}"
         )
     kept = {(n, k.axis): k.indices for n, t in slices.items() for k in t.kept}
-    if any(name.rpartition(".")[0] not in classifier_names(source) for name, _ in kept):
+    if any(name.rpartition(".")[0] not in heads for name, _ in kept):
         groups = prunable_groups(part, torch.zeros(2, *cut.shape))
         shrink_graph(part, what_stays(groups, kept))
     resize(part, tensors)

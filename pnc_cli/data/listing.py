@@ -16,6 +16,7 @@ from typing import IO, Protocol
 from PIL import Image
 
 from ..errors import BadInput, UsageError
+from ..files import kinds
 from ..files.bounded import open_regular
 from ..files.inputs import remember, remember_many
 from .bounds import MAX_FILE, Member, too_large
@@ -34,16 +35,16 @@ UNREAD = {
     "tfds/": "write the images out as folders, or as parquet for hfds/",
 }
 MAGIC = (
-    (b"PK\x03\x04", "a zip archive", "unzip it, and give the folder"),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it: tar xf {}, and give the folder"),
-    (b"BZh", "compressed with bzip2", "unpack it: tar xf {}, and give the folder"),
-    (b"\xfd7zXZ\x00", "compressed with xz", "unpack it: tar xf {}, and give the folder"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it: tar xf {}, and give the folder"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and give the folder"),
-    (b"Rar!", "a RAR archive", "unpack it, and give the folder"),
-    (b"PAR1", "a parquet file", "--data hfds/{} reads it"),
-    (b"\x89PNG", "one image", "give the folder that holds the class folders"),
-    (b"\xff\xd8\xff", "one image", "give the folder that holds the class folders"),
+    (kinds.ZIP, "a zip archive", "unzip it, and give the folder"),
+    (kinds.GZIP, "compressed with gzip", "unpack it: tar xf {}, and give the folder"),
+    (kinds.BZIP2, "compressed with bzip2", "unpack it: tar xf {}, and give the folder"),
+    (kinds.XZ, "compressed with xz", "unpack it: tar xf {}, and give the folder"),
+    (kinds.ZSTD, "compressed with zstd", "unpack it: tar xf {}, and give the folder"),
+    (kinds.SEVEN_ZIP, "a 7z archive", "unpack it, and give the folder"),
+    (kinds.RAR, "a RAR archive", "unpack it, and give the folder"),
+    (kinds.PARQUET, "a parquet file", "--data hfds/{} reads it"),
+    (kinds.PNG, "one image", "give the folder that holds the class folders"),
+    (kinds.JPEG, "one image", "give the folder that holds the class folders"),
 )
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import some_of
 from .listing import ImageSource, LeftOut
 
-SHOWN = 10  # of a list, in words: all of it is in the document
 ALIKE = 0.8  # of two names, by ``difflib``
 
 
@@ -63,17 +63,17 @@ class Reconciled:
         lines = [f"data {self.source}{split}: " + ("; ".join(used) or "no folder is a class")]
         for what, names in (("clone", self.clone_without), ("original", self.original_without)):
             if names:
-                lines.append(f"  {what} classes without a folder: {_some(names)}")
+                lines.append(f"  {what} classes without a folder: {some_of(names)}")
         for why, found in self.not_used.items():
             lines.append(f"  not used, {why}: {_counted(found)}")
         if self.unknown:
             lines.append("  folders that are no class, not used: " + self._guessed())
         if self.empty:
             told = [f"{n} ({_files(count)})" for n, count in self.empty.items()]
-            lines.append(f"  folders without images: {_some(told)}")
+            lines.append(f"  folders without images: {some_of(told)}")
         for part in self.left_out:
             lines.append(
-                f"  left out, {part.why}: {_files(len(part.files))} ({_some(part.files, 3)})"
+                f"  left out, {part.why}: {_files(len(part.files))} ({some_of(part.files, 3)})"
             )
         return lines
 
@@ -82,7 +82,7 @@ class Reconciled:
             n + (f" (did you mean '{self.meant[n]}'?)" if n in self.meant else "")
             for n in sorted(self.unknown, key=lambda n: n not in self.meant)
         ]
-        return _some(each)
+        return some_of(each)
 
 
 def reconcile(
@@ -152,16 +152,11 @@ def _plain(name: str) -> str:
 
 
 def _counted(found: Mapping[str, int]) -> str:
-    return _some([f"{name} ({count})" for name, count in found.items()])
+    return some_of([f"{name} ({count})" for name, count in found.items()])
 
 
 def _files(count: int) -> str:
     return f"{count} file" + ("" if count == 1 else "s")
-
-
-def _some(names: Sequence[str], most: int = SHOWN) -> str:
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _printable(value: Any) -> Any:

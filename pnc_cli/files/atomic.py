@@ -26,7 +26,7 @@ from types import FrameType, TracebackType
 from typing import BinaryIO
 
 from ..errors import UsageError
-from .inputs import Inputs, current
+from .inputs import current
 
 SIGNALS = [
     s for s in (getattr(signal, n, None) for n in ("SIGINT", "SIGTERM", "SIGHUP")) if s is not None
@@ -44,20 +44,19 @@ class Outputs:
     """A set of files that appear together; use as a context manager.
 
     The first file opened is the main one; the others (sidecars) may be missing for an instant,
-    but are never older than it.  What the call that is running has read (:mod:`.inputs`), and
-    ``inputs``, are never written to, not even with ``force``.
+    but are never older than it.  What the call that is running has read (:mod:`.inputs`) is never
+    written to, not even with ``force``.
     Raises ``UsageError`` for an output that exists (without ``force``), that is an input, or
     whose folder does not exist or is not writable.
     """
 
-    def __init__(self, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    def __init__(self, *, force: bool = False) -> None:
         self._force = force
-        self._inputs = [Path(p) for p in inputs]
         self._staged: list[_Staged] = []
 
     def open(self, path: Path, *, beside: Path | None = None) -> BinaryIO:
         """A binary file that becomes ``path`` on success; ``beside`` as for :func:`check_output`."""
-        final = check_output(path, force=self._force, inputs=self._inputs, beside=beside)
+        final = check_output(path, force=self._force, beside=beside)
         if any(final == s.final for s in self._staged):
             raise UsageError(f"{path}: named twice as an output", hint="give each its own name")
         with undisturbed():
@@ -328,9 +327,7 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(signum)
 
 
-def check_output(
-    path: Path, *, force: bool = False, inputs: Iterable[Path] = (), beside: Path | None = None
-) -> Path:
+def check_output(path: Path, *, force: bool = False, beside: Path | None = None) -> Path:
     """The file that writing to ``path`` would create (symlinks followed), if that may be done.
 
     For refusing a hopeless output before the work, not after it.  ``beside`` is the output whose
@@ -346,7 +343,7 @@ def check_output(
         raise UsageError(
             f"{path}: the folder {final.parent} does not exist", hint=f"mkdir -p {final.parent}"
         )
-    if final.is_file() and (final in current() or final in Inputs(inputs)):
+    if final.is_file() and final in current():
         raise UsageError(
             f"{path}: is an input, which is never written to", hint="choose another -o"
         )

@@ -175,7 +175,7 @@ def sidecar_of(path: Path) -> Path:
     ``path`` has another ending than ``.safetensors``."""
     check_ending(path)
     sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and not _is_ours(sidecar):
+    if sidecar.is_file() and not is_ours(sidecar):
         raise UsageError(
             f"{sidecar}: exists and is not a manifest of pnc's; it would be replaced",
             hint="choose another -o, or move that file away",
@@ -183,7 +183,8 @@ def sidecar_of(path: Path) -> Path:
     return sidecar
 
 
-def _is_ours(document: Path) -> bool:
+def is_ours(document: Path) -> bool:
+    """Whether a document is one that pnc wrote, as far as its text tells."""
     if document.stat().st_size > MAX_DOCUMENT:
         return False
     return b'"schema": "pnc.' in read_bounded(document, MAX_DOCUMENT)

@@ -13,21 +13,25 @@ from pathlib import Path
 from .forms import conversion
 
 BEGINNING = 4096  # bytes that are looked at
+ZIP = b"PK\x03\x04"
+GZIP, BZIP2, XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
+ZSTD, SEVEN_ZIP, RAR = b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"Rar!"
+PNG, JPEG, PARQUET = b"\x89PNG", b"\xff\xd8\xff", b"PAR1"
 MAGIC = (  # the bytes at the beginning, and whose they are
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5: Keras, PyTables)"),
     (b"GGUF", "a GGUF file (llama.cpp)"),
     (b"\x93NUMPY", "a NumPy array (.npy)"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"BZh", "a bzip2 archive"),
-    (b"\xfd7zXZ\x00", "an xz archive"),
-    (b"\x28\xb5\x2f\xfd", "a zstandard archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
+    (GZIP, "a gzip archive"),
+    (BZIP2, "a bzip2 archive"),
+    (XZ, "an xz archive"),
+    (ZSTD, "a zstandard archive"),
+    (SEVEN_ZIP, "a 7z archive"),
+    (RAR, "a RAR archive"),
+    (PNG, "a PNG image"),
+    (JPEG, "a JPEG image"),
     (b"GIF8", "a GIF image"),
     (b"%PDF", "a PDF document"),
-    (b"PAR1", "a Parquet file"),
+    (PARQUET, "a Parquet file"),
     (b"\x7fELF", "a program"),
 )
 UNPACK = "unpack it and give the .safetensors file in it"

@@ -13,6 +13,7 @@ from ..errors import BadInput
 from ..manifest import PATCHED_SCHEMA, NetworkRef, Patched, canonical_json, parse, to_plain
 from ..progress import Note
 from .atomic import Outputs
+from .clone_file import is_ours
 from .identity import Identity, read_documents
 from .inputs import current
 from .opened import Checkpoint
@@ -33,8 +34,8 @@ def describe_restored(
         note(f"{e.message}: what {output.name} is stands in no document that can be read")
         return True
     if not (missing := _missing(ref, known)):
-        return sidecar.is_file() and not _is_ours(sidecar)
-    if sidecar.is_file() and not _is_ours(sidecar):
+        return sidecar.is_file() and not is_ours(sidecar)
+    if sidecar.is_file() and not is_ours(sidecar):
         note(
             f"{sidecar}: is not replaced, but says nothing or something else of the target's "
             + " and ".join(missing)
@@ -101,7 +102,3 @@ def _same(documented: object, used: object) -> bool:
 def _are_numbers(ref: NetworkRef) -> bool:
     """Whether nothing named the classes."""
     return list(ref.label_names) == [str(i) for i in range(ref.num_classes)]
-
-
-def _is_ours(sidecar: Path) -> bool:
-    return b'"schema": "pnc.' in sidecar.read_bytes()

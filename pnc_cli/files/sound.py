@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..errors import BadInput
 from ..manifest import Features, Join, Manifest, NetworkRef, Preprocessing
+from .finite import FLOATS
 from .header import TensorEntry
 
-FLOATS = {"F16", "BF16", "F32", "F64"}
 COPIED = {*FLOATS, "I64"}  # of copied tensors: weights, and counters or indices
 LEARNED = "F32"
 LARGEST_SIDE = 16_384  # pixels, cells or channels along one axis

@@ -237,14 +237,13 @@ class Study:
     def largest(self, dense: Place, room: Amounts) -> Place:
         """The largest share of the place's module, to ``FINELY``, that ``room`` leaves, with the
         parameters that it leaves; where it leaves none, the smallest there is."""
-        most = self.most_parameters(dense, room)
-        whole = self._adds(dense)
+        beside, whole = self.beside(dense), self._adds(dense)
         if whole.within(room):
             return dense
+        left, most = _left(room, beside, whole), _most_parameters(room, beside, whole)
         # What is pruned for its MACs may lose more or fewer than its share, so only trying tells.
         low, high = self.limits.smallest_share, 1.0
-        share = 1.0 if whole.macs <= room.macs else self._part(dense, room.macs, "macs")
-        share = min(max(round(share, 2), low), high)
+        share = min(max(round(min(left.macs, high), 2), low), high)
         while True:
             if self._adds(dense.with_share(share, most)).within(room):
                 low = share
@@ -257,17 +256,7 @@ class Study:
     def most_parameters(self, dense: Place, room: Amounts) -> int:
         """The parameters that ``room`` leaves for the place's module, by number and by bytes; 0 where
         it sets no limit."""
-        limits = {"parameters": room.parameters, "bytes": room.bytes}
-        parts = [self._part(dense, m, kind) for kind, m in limits.items() if m < math.inf]
-        if not parts:
-            return 0
-        of_module = self._adds(dense).parameters - self.beside(dense).parameters
-        return max(int(min(parts) * of_module), 1)
-
-    def _part(self, dense: Place, limit: float, kind: str) -> float:
-        """The part of a module's ``kind`` of costs that is within a limit, with what stands beside it."""
-        fixed, all_of_it = (getattr(a, kind) for a in (self.beside(dense), self._adds(dense)))
-        return (limit - fixed) / max(all_of_it - fixed, 1)
+        return _most_parameters(room, self.beside(dense), self._adds(dense))
 
     def beside(self, place: Place) -> Amounts:
         """What a clone of ``place`` costs beside its module."""
@@ -334,6 +323,18 @@ class Study:
             for look in self.material.look(index, [place.tap], [place.cut]):
                 fits.add(look)
         return fits.solve()[place]
+
+
+def _left(room: Amounts, beside: Amounts, whole: Amounts) -> Amounts:
+    """The part of a module, of each kind of its costs, that ``room`` leaves for it; infinite where it
+    sets no limit.  ``whole`` is all of the module with what stands ``beside`` it."""
+    return Amounts(*((r - b) / max(w - b, 1) for r, b, w in zip(room, beside, whole)))
+
+
+def _most_parameters(room: Amounts, beside: Amounts, whole: Amounts) -> int:
+    left = _left(room, beside, whole)
+    part = min(left.parameters, left.bytes)
+    return 0 if part == math.inf else max(int(part * (whole.parameters - beside.parameters)), 1)
 
 
 FINELY = 0.02  # of a share

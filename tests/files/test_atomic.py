@@ -10,6 +10,7 @@ from support.handmade import snapshot
 from pnc_cli.errors import UsageError
 from pnc_cli.files import atomic
 from pnc_cli.files.atomic import Outputs, check_output
+from pnc_cli.files.inputs import reading, remember
 
 
 def write(folder, *, force=False, text=b"new", names=("main", "sidecar"), fail=None):
@@ -183,8 +184,9 @@ def test_an_input_is_never_an_output_even_with_force(tmp_path, alias):
         output.symlink_to(given)
     if alias == "hard link":
         os.link(given, output)
-    with pytest.raises(UsageError, match="is an input"):
-        check_output(output, force=True, inputs=[given])
+    with reading(), pytest.raises(UsageError, match="is an input"):
+        remember(given)
+        check_output(output, force=True)
     assert given.read_bytes() == b"old"
 
 
