@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A shell's background jobs inherit an ignored Ctrl-C, and so would the commands that are run here.
+# A shell's background jobs inherit an ignored Ctrl-C, what nohup starts an ignored hang-up, and so would
+# the commands that are run here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile(
     "tests",

@@ -10,47 +10,37 @@ test images beside the search's own choice.  Rows go to GRID.jsonl, and the tabl
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-import torch
-
+from pnc_cli.branch.cost import Amounts
 from pnc_cli.network.position import INPUT
 from pnc_cli.placement.grid import Grid
 from pnc_cli.placement.ranking import worth
-from pnc_cli.placement.search import COARSER, search
+from pnc_cli.placement.search import COARSER, Budget, search
 from pnc_cli.placement.study import Study
 from pnc_cli.plan import Candidate, Place
 
-from .__main__ import DATA, HERE
+from .__main__ import HERE
 from .clock import Clock
-from .methods.cloning import budget_of, task_of
-from .order import refined
-from .problem import Problem, World
-from .scenario import Variant, load
+from .methods.cloning import budget_of
+from .order import given, parser_of, refined
+from .scenario import Variant
 
+KEY = ("scenario", "images", "of_pair", "seed")  # of rows in one table
 CUTS = 6  # positions of the source, the image among them
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scenario", nargs="?", default="cifar10")
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--of-pair", type=float, default=0.5, help="the budget, of the source's cost"
     )
-    parser.add_argument("--data", type=Path, default=Path(DATA))
-    parser.add_argument("--cache", type=Path, default=HERE / "cache")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--rows", type=Path, default=HERE / "GRID.jsonl", help="the table lies beside it"
     )
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    scenario = load(args.scenario, args.data, args.cache)
-    problem = Problem(scenario, args.seed, World(scenario, args.cache))
-    task, grid = task_of(problem, 0, True, (), ())
-    problem.warm()
+    problem, task, grid = given(args)
     budget = budget_of(Variant("half", of_pair=args.of_pair), task, grid)
     clock = Clock()
     study = Study.of(task, grid, args.seed)
@@ -79,7 +69,7 @@ def main() -> None:
         write(args.rows)
 
 
-def by_hand(study: Study, grid: Grid, budget) -> list[Candidate]:
+def by_hand(study: Study, grid: Grid, budget: Budget) -> list[Candidate]:
     """The candidates of the grid, within the budget."""
     room = budget.room(grid, study.task)
     known = {c.place for c in study.score_pairs()}
@@ -97,13 +87,15 @@ def by_hand(study: Study, grid: Grid, budget) -> list[Candidate]:
         if study.reads(place):
             places.append(study.largest(place, room))
     scored = study.score_places(dict.fromkeys(places))
-    return [c for c in scored if c.macs <= room.macs and c.parameters <= room.parameters]
+    return [c for c in scored if Amounts.of(c).within(room)]
 
 
 def write(rows: Path) -> None:
     """GRID.md from all rows."""
     found = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    groups = dict.fromkeys((r["scenario"], r["images"], r["of_pair"], r["seed"]) for r in found)
+    groups: dict[tuple, list[dict]] = {}
+    for row in found:
+        groups.setdefault(tuple(row[k] for k in KEY), []).append(row)
     lines = [
         "# The search's choice beside a grid laid by hand",
         "",
@@ -111,31 +103,27 @@ def write(rows: Path) -> None:
         "are of test images; *predicted* is what the search said of the place before it was refined. MACs and "
         "parameters are beside the target's.",
     ]
-    for key in groups:
-        own = {r["place"]: r for r in found if key == tuple(r[k] for k in KEY)}
-        ours = [r for r in own.values() if r["kind"] == "search"] or [
-            r for r in found if r["kind"] == "search" and key == tuple(r[k] for k in KEY)
-        ]
-        best = max(r["average"] for r in own.values())
+    for key, rows_of_it in groups.items():
+        ours = next(r for r in rows_of_it if r["kind"] == "search")
+        by_place = {r["place"]: r for r in rows_of_it}
+        best = max(r["average"] for r in rows_of_it)
         lines += [
             "",
             f"## {key[0]}, {key[1]} images a class, {key[2]:g} of the source's cost, seed {key[3]}",
             "",
-            f"The search's choice: {ours[-1]['average']:.3f}; the best of all: {best:.3f}.",
+            f"The search's choice: {ours['average']:.3f}; the best of all: {best:.3f}.",
             "",
             "| place | MACs | parameters | predicted | average | branch | CPU s |",
             "|---|---|---|---|---|---|---|",
         ]
-        for r in own.values():
-            star = "**" if r["place"] == ours[-1]["place"] else ""
+        for r in by_place.values():
+            star = "**" if r["place"] == ours["place"] else ""
             lines.append(
                 f"| {star}{r['place']}{star} | {r['macs']:.2f} | {r['parameters']:.2f} | {r['predicted']:.3f} "
                 f"| {r['average']:.3f} | {r['branch']:.3f} | {r['seconds']:.0f} |"
             )
     (rows.parent / "GRID.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-
-KEY = ("scenario", "images", "of_pair", "seed")
 
 if __name__ == "__main__":
     main()

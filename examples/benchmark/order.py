@@ -38,19 +38,11 @@ from .scenario import load
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scenario", nargs="?", default="cifar10")
-    parser.add_argument("--data", type=Path, default=Path(DATA))
-    parser.add_argument("--cache", type=Path, default=HERE / "cache")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("-o", type=Path, default=HERE / "ORDER.md")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    scenario = load(args.scenario, args.data, args.cache)
-    problem = Problem(scenario, args.seed, World(scenario, args.cache))
-    task, grid = task_of(problem, 0, True, (), ())
-    problem.warm()
+    problem, task, grid = given(args)
     clock = Clock()
     study = Study.of(task, grid, args.seed)
     chosen = search(task, grid, seed=args.seed, study=study).best
@@ -68,6 +60,26 @@ def main() -> None:
         report(args.scenario, args.seed, rows, len(pairs), searching, refining[1:]),
         encoding="utf-8",
     )
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """With the arguments of every script that searches in one scenario."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("scenario", nargs="?", default="cifar10")
+    parser.add_argument("--data", type=Path, default=Path(DATA))
+    parser.add_argument("--cache", type=Path, default=HERE / "cache")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def given(args: argparse.Namespace) -> tuple[Problem, Task, Grid]:
+    """The scenario that :func:`parser_of`'s arguments name, on one thread, its networks warm."""
+    torch.set_num_threads(1)
+    scenario = load(args.scenario, args.data, args.cache)
+    problem = Problem(scenario, args.seed, World(scenario, args.cache))
+    task, grid = task_of(problem, 0, True, (), ())
+    problem.warm()
+    return problem, task, grid
 
 
 def refined(problem: Problem, task: Task, grid: Grid, c: Candidate) -> tuple[float, float]:

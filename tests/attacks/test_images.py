@@ -7,23 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 from PIL import EpsImagePlugin, Image
-from support.networks import draw_folder
+from support.networks import draw_folder, plain_view
 
 from pnc_cli.data import load_images, open_images
 from pnc_cli.data.bounds import MAX_FILE, MAX_PIXELS, Allowance
 from pnc_cli.data.folders import SUFFIXES, walk
 from pnc_cli.data.reading import FORMATS
 from pnc_cli.errors import BadInput
-from pnc_cli.manifest import Preprocessing
 
-VIEW = Preprocessing(
-    input_size=(3, 32, 32),
-    interpolation="bicubic",
-    crop_pct=1.0,
-    crop_mode="center",
-    mean=[0.5] * 3,
-    std=[0.5] * 3,
-)
+VIEW = plain_view(32)
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from support.command import pnc_forked
+from support.networks import plain_view
 from torch import fx, nn
 
 from pnc_cli.data import choose, load_images, open_images
 from pnc_cli.errors import BadInput, in_words
-from pnc_cli.manifest import Preprocessing
 from pnc_cli.network.part import Module
 
 
@@ -85,7 +85,7 @@ def test_no_message_names_an_object_at_an_address(tmp_path, content, why):
         content = stream.getvalue()[:300]
     (tmp_path / "red").mkdir()
     (tmp_path / "red" / "1.png").write_bytes(content)
-    view = Preprocessing((3, 32, 32), "bicubic", 1.0, "center", [0.5] * 3, [0.5] * 3)
+    view = plain_view(32)
     source = open_images(str(tmp_path))
     with pytest.raises(BadInput, match="red/1.png: does not decode as an image") as e:
         load_images(source, choose(source, ["red"], None, 0), [view])

@@ -3,20 +3,12 @@
 import sys
 
 import pytest
-from support.networks import draw_folder
+from support.networks import draw_folder, plain_view
 
 from pnc_cli.data import choose, load_images, open_images
 from pnc_cli.errors import BadInput, UsageError
-from pnc_cli.manifest import Preprocessing
 
-HOW = Preprocessing(
-    input_size=(3, 24, 24),
-    interpolation="bicubic",
-    crop_pct=1.0,
-    crop_mode="center",
-    mean=[0.5] * 3,
-    std=[0.5] * 3,
-)
+HOW = plain_view(24)
 
 
 @pytest.fixture(autouse=True)

@@ -5,20 +5,12 @@ import tarfile
 
 import pytest
 from PIL import Image
-from support.networks import draw_folder
+from support.networks import draw_folder, plain_view
 
 from pnc_cli.data import load_images, open_images
 from pnc_cli.errors import BadInput, UsageError
-from pnc_cli.manifest import Preprocessing
 
-HOW = Preprocessing(
-    input_size=(3, 8, 8),
-    interpolation="bilinear",
-    crop_pct=1.0,
-    crop_mode="center",
-    mean=[0.5] * 3,
-    std=[0.5] * 3,
-)
+HOW = plain_view(8, "bilinear")
 
 
 def image(path, kind=None):

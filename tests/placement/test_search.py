@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+from support import plans
 
 from pnc_cli.branch.classes import parse_classes
 from pnc_cli.branch.cost import Amounts
@@ -21,27 +22,13 @@ from pnc_cli.placement import study as studying
 from pnc_cli.placement.grid import make_grid
 from pnc_cli.placement.search import LEAST, Budget, search
 from pnc_cli.placement.study import RECOVERED, Study
-from pnc_cli.plan import Candidate, Place
+from pnc_cli.plan import Place
 
 MAXPOOL = Place("maxpool", "maxpool")
 
 
-def candidate(score, *, tap="a", cut="b", share=1.0, resolution=1.0, macs=1):
-    return Candidate(
-        tap=tap,
-        cut=cut,
-        share=share,
-        resolution=resolution,
-        score=score,
-        branch_accuracy=1.0,
-        joint_accuracy=None,
-        average_accuracy=None,
-        locality=None,
-        fit=1.0,
-        parameters=1,
-        macs=macs,
-        bytes=1,
-    )
+def candidate(score, *, tap="a", cut="b", **fields):
+    return plans.candidate(score=score, tap=tap, cut=cut, branch_accuracy=1.0, **fields)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pnc_cli.manifest import Preprocessing
+
 torch.set_num_threads(1)  # the networks are tiny, and the machine may be busy
 SIZE = 32
 RESNET = {"channels": [8, 8, 16, 16]}  # a resnet18 of 37,000 parameters
@@ -20,6 +22,18 @@ COLOURS = {
     "grey": (120, 120, 120),
 }
 MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.3, 0.2]
+
+
+def plain_view(size, interpolation="bicubic"):
+    """How images become inputs of ``size`` pixels, with nothing cut off."""
+    return Preprocessing(
+        input_size=(3, size, size),
+        interpolation=interpolation,
+        crop_pct=1.0,
+        crop_mode="center",
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
 
 
 def draw(label, seed):

@@ -5,21 +5,26 @@ import msgspec
 from pnc_cli.plan import Candidate, Plan
 
 
+def candidate(**fields):
+    """One that gives and costs little, but for its ``fields``."""
+    plain = {
+        "tap": "layer1",
+        "cut": "layer2",
+        "share": 1.0,
+        "score": 0.5,
+        "branch_accuracy": None,
+        "joint_accuracy": None,
+        "average_accuracy": None,
+        "locality": None,
+        "fit": 1.0,
+        "parameters": 1,
+        "macs": 1,
+        "bytes": 1,
+    }
+    return Candidate(**{**plain, **fields})
+
+
 def make_plan(**changes):
-    candidate = Candidate(
-        tap="layer1",
-        cut="layer2",
-        share=1.0,
-        score=0.5,
-        branch_accuracy=None,
-        joint_accuracy=0.25,
-        average_accuracy=None,
-        locality=None,
-        fit=0.5,
-        parameters=1,
-        macs=2,
-        bytes=4,
-    )
     plan = Plan(
         schema="pnc.plan/1",
         source_sha256="0" * 64,
@@ -32,14 +37,14 @@ def make_plan(**changes):
         target_parameters=1,
         seed=0,
         chosen=0,
-        candidates=[candidate],
+        candidates=[candidate(joint_accuracy=0.25, fit=0.5, macs=2, bytes=4)],
     )
     return msgspec.structs.replace(plan, **changes)
 
 
 def candidate_of(tap, cut, share, average, macs):
     """One whose score is its average."""
-    return Candidate(
+    return candidate(
         tap=tap,
         cut=cut,
         share=share,
@@ -48,7 +53,6 @@ def candidate_of(tap, cut, share, average, macs):
         joint_accuracy=average,
         average_accuracy=average,
         locality=1.0,
-        fit=1.0,
         parameters=macs,
         macs=macs,
         bytes=4 * macs,
